@@ -1,0 +1,47 @@
+# One command each: `make demo`, `make test`, `make check`. Every target sets up what it needs; a set-up that is up to
+# date costs nothing.
+SHELL := /bin/bash
+.DEFAULT_GOAL := setup
+.PHONY: setup demo test check format bench constraints clean
+
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.up-to-date
+# uv from the machine, else in a small environment of its own: a system Python may refuse packages.
+UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
+
+setup: $(STAMP)
+
+.uv/bin/uv:
+	python3 -m venv .uv
+	.uv/bin/python -m pip install --quiet --disable-pip-version-check uv
+
+$(STAMP): pyproject.toml constraints.txt $(filter .uv/bin/uv,$(UV))
+	test -x $(PY) || $(UV) venv --quiet --python '>=3.11' $(VENV)
+	$(UV) pip install --quiet --python $(PY) --constraints constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: $(STAMP)
+	$(PY) jobs/make_synthetic_cohort.py --out demo/cohort --num-slides 3 --width-mm 2 --height-mm 1.5 --seed 7
+	$(PY) jobs/segment_cohort.py --slides 'demo/cohort/slides' --out demo/cells
+	$(PY) jobs/show_cells.py --cells demo/cells --slides 'demo/cohort/slides' --out demo/overlay.png
+
+test: $(STAMP)
+	$(PY) -m pytest
+
+check: $(STAMP)
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/pyright
+	$(VENV)/bin/lint-imports
+
+format: $(STAMP)
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+constraints:
+	$(UV) pip compile --quiet --upgrade --all-extras --python-version 3.11 pyproject.toml \
+		--no-annotate --no-header --no-emit-index-url --output-file constraints.txt
+
+clean:
+	rm -rf $(VENV) .uv demo
