@@ -16,7 +16,7 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> Any:
     if name in ("open_cells", "read_cells_geodataframe"):
         # Lazy: reader child processes import `cellmill` and must start in well under a second.
-        from cellmill.store import reading  # noqa: PLC0415
+        from cellmill.store import reading
 
         return getattr(reading, name)
     raise AttributeError(f"module 'cellmill' has no attribute {name!r}")

@@ -30,15 +30,11 @@ _SLIDE_BITS = 63 - ANCHOR_BITS
 
 _POINT_TYPE = pa.struct([pa.field("x", pa.float64(), nullable=False), pa.field("y", pa.float64(), nullable=False)])
 
-GEOMETRY_TYPE = pa.list_(
-    pa.field("rings", pa.list_(pa.field("vertices", _POINT_TYPE, nullable=False)), nullable=False)
-)
+GEOMETRY_TYPE = pa.list_(pa.field("rings", pa.list_(pa.field("vertices", _POINT_TYPE, nullable=False)), nullable=False))
 """GeoArrow polygon (GeoParquet 1.1 native encoding "polygon"): rings of vertices in level-0 px, exterior ring only,
 closed, x right and y down, no holes."""
 
-BBOX_TYPE = pa.struct(
-    [pa.field(name, pa.float32(), nullable=False) for name in ("xmin", "ymin", "xmax", "ymax")]
-)
+BBOX_TYPE = pa.struct([pa.field(name, pa.float32(), nullable=False) for name in ("xmin", "ymin", "xmax", "ymax")])
 """GeoParquet 1.1 covering of the geometry in level-0 px; its statistics let a region query skip row groups."""
 
 GEOMETRY_DECIMALS = 0
