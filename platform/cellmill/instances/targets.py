@@ -45,7 +45,9 @@ def _flows_of_all(labels: NDArray[np.int32], flows: NDArray[np.float32]) -> None
     boxes, sums = label_boxes(labels)
     largest = 0
     for label in range(1, len(boxes)):
-        largest = max(largest, (boxes[label, 2] - boxes[label, 0] + 3) * (boxes[label, 3] - boxes[label, 1] + 2) + 2)
+        if sums[label, 0] > 0:
+            height, width = boxes[label, 2] - boxes[label, 0] + 1, boxes[label, 3] - boxes[label, 1] + 1
+            largest = max(largest, (height + 2) * (width + 1) + 2)
     weight = np.zeros(largest, np.float32)
     scratch = np.zeros((4, largest), np.float32)
 
