@@ -1,0 +1,137 @@
+"""What a cohort run is told: one typed configuration, from the command line, a YAML file or Python.
+
+In: arguments. Out: a checked `SegmentCohortConfig`. The sentence under each field is its help text.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["DEFAULT_BATCH_SIZE", "DEFAULT_FIELD_PX", "SHARD_PX", "SegmentCohortConfig"]
+
+DEFAULT_FIELD_PX = 4096
+DEFAULT_BATCH_SIZE = 8
+SHARD_PX = 256
+"""Side of the smallest mask shard: a field core is a whole number of them."""
+
+
+@dataclass(frozen=True)
+class SegmentCohortConfig:
+    """Settings of `segment_cohort`."""
+
+    slides: tuple[str, ...] = ()
+    """Slides to segment: one or more files, globs, folders, URLs, or one CSV or Parquet manifest with the columns
+    slide and optionally slide_id and mpp (um/px)."""
+
+    out: str = ""
+    """Where the cell set goes: a folder or any fsspec URL such as s3://bucket/cells. The same command on the same
+    place does only what is missing."""
+
+    model: str = "lite"
+    """Packaged name (lite), folder with model.json and weights.safetensors, or MLflow URI (models:/name@champion)."""
+
+    target_mpp: float | None = None
+    """Scale the network works at, in um/px. Default: the model's own."""
+
+    mpp: float | None = None
+    """Scale of the slides' finest pixels, in um/px, in place of what they state. For slides that state none, or state
+    it wrongly. A manifest's mpp column goes before it."""
+
+    tissue: str = "auto"
+    """What to analyse: auto (tissue found at low resolution), none (everything), or a GeoJSON file of polygons in
+    level-0 px that holds for every slide of the run."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the network runs: auto takes CUDA where there is one. One slide is done by one kind of device."""
+
+    field_px: int = DEFAULT_FIELD_PX
+    """Side of a field, the unit of work and retry, in px of the model grid; a multiple of 256. Larger is a little
+    faster, memory grows with its square (about 60 bytes per px of it for each worker). Does not change results."""
+
+    batch_size: int = DEFAULT_BATCH_SIZE
+    """Tiles per forward pass. Part of what fixes results to the last digit."""
+
+    num_workers: int = 0
+    """Fields segmented at the same time. Default (0): the CPUs granted to this process or cluster, or its GPUs with
+    CUDA. Does not change results."""
+
+    threads_per_worker: int = 1
+    """CPU threads of each worker. Never follows the number of workers, because results may depend on it."""
+
+    max_slides: int | None = None
+    """Stop after this many slides of the list. Default: all."""
+
+    pseudonymize: str | None = None
+    """File with a secret of at least 16 bytes. Slide ids become keyed hashes, and no file name reaches an output or a
+    log. Keep the file: the same secret gives the same ids."""
+
+    forget: str | None = None
+    """Remove this slide id from --out, leaving a tombstone, and do nothing else (consent withdrawn)."""
+
+    max_attempts: int = 3
+    """How often a slide may crash or hang its reader, over all runs on the same --out, before it is set aside."""
+
+    reader_timeout_seconds: float = 120.0
+    """Longest time a slide reader may take for one request, in seconds."""
+
+    reader_memory_gib: float = 4.0
+    """Most memory a slide reader's process may take, in GiB."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "slides", (self.slides,) if isinstance(self.slides, str) else tuple(self.slides))
+        _check(bool(self.out), "--out", self.out, "a folder or URL", "say where the cell set goes")
+        _check(
+            bool(self.slides) or self.forget is not None,
+            "--slides",
+            "nothing",
+            "at least one slide",
+            "give files, globs, folders, URLs or one manifest",
+        )
+        for name in ("target_mpp", "mpp"):
+            value = getattr(self, name)
+            _check(
+                value is None or 0.05 <= value <= 20,
+                _flag(name),
+                value,
+                "0.05 to 20 um/px",
+                "give micrometres per pixel: 0.25 for 40x, 0.5 for 20x, as a rule",
+            )
+        _check(
+            self.field_px > 0 and self.field_px % SHARD_PX == 0,
+            "--field-px",
+            self.field_px,
+            f"a positive multiple of {SHARD_PX}",
+            f"try {DEFAULT_FIELD_PX}",
+        )
+        for name in ("batch_size", "threads_per_worker", "max_attempts"):
+            _check(
+                getattr(self, name) >= 1, _flag(name), getattr(self, name), "1 or more", "leave it out for the default"
+            )
+        _check(
+            self.num_workers >= 0, "--num-workers", self.num_workers, "1 or more", "leave it out for all CPUs granted"
+        )
+        _check(
+            self.max_slides is None or self.max_slides >= 1,
+            "--max-slides",
+            self.max_slides,
+            "1 or more",
+            "leave it out for all slides",
+        )
+        _check(
+            self.reader_timeout_seconds > 0,
+            "--reader-timeout-seconds",
+            self.reader_timeout_seconds,
+            "more than 0 seconds",
+            "try 120",
+        )
+        _check(
+            self.reader_memory_gib >= 0.25, "--reader-memory-gib", self.reader_memory_gib, "0.25 GiB or more", "try 4"
+        )
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _check(holds: bool, flag: str, got: object, wanted: str, hint: str) -> None:
+    if not holds:
+        raise ValueError(f"{flag} must be {wanted}, got {got!r}; {hint}.")
