@@ -122,7 +122,7 @@ class TifffileReader:
 
     def _decode(self, page: tifffile.TiffPage, index: int) -> NDArray[np.uint8] | None:
         """One tile or strip as RGB (h, w, 3); None where the file holds nothing for it."""
-        num_planes = page.chunked[0]
+        num_planes = page.samplesperpixel if page.planarconfig == tifffile.PLANARCONFIG.SEPARATE else 1
         per_plane = len(page.dataoffsets) // num_planes
         planes: list[NDArray[np.uint8]] = []
         for plane in range(num_planes):
