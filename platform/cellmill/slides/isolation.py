@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 import weakref
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,15 +43,20 @@ _POLL_SECONDS = 0.05
 """How often a waiting parent looks at the child's memory."""
 
 
+@dataclass(frozen=True)
 class ReaderLimits:
     """What a reader's process may use."""
 
-    def __init__(self, *, timeout_seconds: float = 120.0, memory_bytes: int = 2 << 30) -> None:
-        """At most `timeout_seconds` for any one answer (opening, or one block), `memory_bytes` resident."""
-        if timeout_seconds <= 0 or memory_bytes <= 0:
-            raise ValueError(f"Reader limits must be positive, got {timeout_seconds} s and {memory_bytes} bytes.")
-        self.timeout_seconds = timeout_seconds
-        self.memory_bytes = memory_bytes
+    timeout_seconds: float = 120.0
+    """For any one answer: opening the slide, or one block."""
+    memory_bytes: int = 2 << 30
+    """Resident memory of the process."""
+
+    def __post_init__(self) -> None:
+        if self.timeout_seconds <= 0 or self.memory_bytes <= 0:
+            raise ValueError(
+                f"Reader limits must be positive, got {self.timeout_seconds} s and {self.memory_bytes} bytes."
+            )
 
 
 class IsolatedReader:
