@@ -1,3 +1,4 @@
+# ruff: noqa: PLR0917, PLR0911 - compiled kernels: keyword arguments cost time at every call, one return a case
 """Where which tissue is: territories, structures in them, and the compartment of a point.
 
 In: a `World` (numbers drawn per slide) and positions in um. Out: compartment codes, depths and structure tables.
@@ -60,6 +61,8 @@ class World(NamedTuple):
     """Cumulative shares of the nine territories."""
     territory_um: float
     structure_um: float
+    pitches_um: tuple[float, float, float, float]
+    """Spacing of the cell lattices: epithelial sheets, lymphoid cells, scattered cells, red cells and debris."""
     warp_um: float
     malignancy: float
     """Share of glands lined by neoplastic instead of epithelial cells."""
@@ -165,7 +168,7 @@ def _fill_structure(row, i, j, w):
 
 @njit(cache=True, nogil=True)
 def structure_table(x0, y0, x1, y1, w):
-    """Structures that can matter in the rectangle (um): (rows, columns, NUM_COLUMNS) and the lattice index of its corner."""
+    """Structures that can matter in the rectangle (um): (rows, columns, NUM_COLUMNS); and their lattice corner."""
     pitch, reach = w.structure_um, 2.0 * w.warp_um
     i0, j0 = np.int64(math.floor((x0 - reach) / pitch)) - 1, np.int64(math.floor((y0 - reach) / pitch)) - 1
     i1, j1 = np.int64(math.floor((x1 + reach) / pitch)) + 2, np.int64(math.floor((y1 + reach) / pitch)) + 2
@@ -232,7 +235,7 @@ def compartment_at(xw, yw, table, i0, j0, territory, w):
     depth, j, i = _structure_at(xw, yw, table, i0, j0, w)
     if depth > 0.0:
         return _inside(table, j, i, depth), depth, j, i
-    if territory == T_SOLID or territory == T_SQUAMOUS:
+    if territory in (T_SOLID, T_SQUAMOUS):
         border = border_distance(xw, yw, w.structure_um * 0.9, w.seed + np.uint64(51))
         if border < 3.5:
             return STROMA, border, j, i

@@ -1,8 +1,9 @@
+# ruff: noqa: PLR0917 - compiled kernels: keyword arguments cost time at every call, one return a case
 """Light and scanner: from stain amounts to 8-bit RGB.
 
 In: amounts (3, H, W) with a margin, a style's colour numbers. Out: uint8 (H, W, 3). Beer-Lambert with the slide's stain
-vectors, a point spread (with the scanner's sharpening folded into the kernel), pen ink, and sensor noise hashed from the
-absolute pixel. Sums run in one fixed order, so a pixel's bits do not depend on the window.
+vectors, a point spread (with the scanner's sharpening folded into the kernel), and sensor noise hashed from the absolute
+pixel. Sums run in one fixed order, so a pixel's bits do not depend on the window.
 """
 
 import math

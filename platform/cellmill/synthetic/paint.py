@@ -1,8 +1,9 @@
+# ruff: noqa: PLR0917, PLR0911 - compiled kernels: keyword arguments cost time at every call, one return a case
 """Stain amounts of a window: what the section holds before light passes through it.
 
 In: a pixel window, structures, objects and their label map. Out: optical-density amounts (3, H, W) float32 of
-hematoxylin, eosin and pigment (brown-red, for red cells and pigment). Slow fields (warp, fibres, folds) are evaluated on
-an absolute coarse grid and interpolated; everything else is evaluated at the pixel's own centre.
+hematoxylin, eosin and pigment (brown-red, for red cells and pigment). Slow fields (warp, fibres, folds) are evaluated
+on an absolute coarse grid and interpolated; everything else is evaluated at the pixel's own centre.
 """
 
 import math
@@ -11,6 +12,7 @@ import numpy as np
 from numba import njit
 
 from cellmill.synthetic import architecture as arch
+from cellmill.synthetic.cell_types import CYTOPLASM_EOSIN, CYTOPLASM_HEMATOXYLIN, EPITHELIAL, NEOPLASTIC
 from cellmill.synthetic.noise import smoothstep, vnoise
 
 __all__ = ["NUM_FIELDS", "coarse_fields", "paint_ground"]
@@ -50,46 +52,68 @@ def _stroma(x, y, height, loose, w):
     c, s = math.cos(w.fibre_angle), math.sin(w.fibre_angle)
     along = x * c + y * s
     seed = w.seed
-    bundle = vnoise(height / (2.4 * w.fibre_um), along / 60.0, seed + np.uint64(201))
-    strand = vnoise(height / (0.8 * w.fibre_um), along / 21.0, seed + np.uint64(202))
-    fine = vnoise(height / 0.75, along / 7.0, seed + np.uint64(203))
-    value = 0.5 * bundle + 0.32 * strand + 0.18 * fine
-    dense = smoothstep(0.14 + 0.34 * loose, 0.30 + 0.40 * loose, value)
-    eosin = dense * (0.10 + 0.52 * value) * (1.12 - 0.45 * loose) + 0.015
-    return 0.03 + 0.05 * dense * strand, eosin
+    ragged = height + 2.2 * vnoise(x / 4.5, y / 4.5, seed + np.uint64(204))
+    bundle = vnoise(ragged / (2.6 * w.fibre_um), along / 34.0, seed + np.uint64(201))
+    strand = vnoise(ragged / (0.9 * w.fibre_um), along / 15.0, seed + np.uint64(202))
+    fine = vnoise(height / 0.8, along / 4.5, seed + np.uint64(203))
+    value = 0.48 * bundle + 0.34 * strand + 0.18 * fine
+    low = 0.16 + 0.30 * loose
+    dense = smoothstep(low, low + 0.13, value)
+    eosin = dense * (0.14 + 0.42 * value + 0.14 * (fine - 0.5)) * (1.12 - 0.45 * loose) + 0.012
+    return 0.02 + 0.07 * dense * strand, eosin
 
 
 @njit(cache=True, nogil=True)
 def _keratin(x, y, depth, height, w):
     """Anucleate lamellae round a pearl's middle, with white cracks and dark purple edges."""
     s = w.seed
-    bend = depth + 2.5 * vnoise(x / 9.0, y / 9.0, s + np.uint64(211))
-    lamella = vnoise(bend / 1.5, height / 26.0, s + np.uint64(212))
-    broad = vnoise(bend / 6.0, height / 60.0, s + np.uint64(213))
-    if 0.6 * lamella + 0.4 * broad > 0.72 + 0.1 * vnoise(x / 30.0, y / 30.0, s + np.uint64(214)):
-        return 0.0, 0.02
+    bend = (
+        depth
+        + 9.0 * vnoise(x / 17.0, y / 17.0, s + np.uint64(211))
+        + 2.0 * vnoise(x / 4.0, y / 4.0, s + np.uint64(215))
+    )
+    lamella = vnoise(bend / 1.4, height / 22.0, s + np.uint64(212))
+    broad = vnoise(bend / 6.0, height / 40.0, s + np.uint64(213))
+    if 0.5 * lamella + 0.5 * broad > 0.50 + 0.42 * vnoise(x / 22.0, y / 22.0, s + np.uint64(214)):
+        return 0.0, 0.015
     dark = smoothstep(0.5, 0.8, 1.0 - lamella) * smoothstep(0.35, 0.75, broad)
-    return 0.08 + 0.55 * dark, 0.28 + 0.40 * (1.0 - lamella) * broad + 0.12 * dark
+    return 0.08 + 0.55 * dark, 0.24 + 0.42 * (1.0 - lamella) * broad + 0.12 * dark
 
 
 @njit(cache=True, nogil=True)
-def _ground(compartment, depth, x, y, height, loose, extra, w):
+def _flake(x, y, height, w):
+    """Keratin flakes and strands that float on the glass beside the tissue: dark, textured, and no cell in them."""
+    s = w.seed
+    if vnoise(x / 140.0, y / 140.0, s + np.uint64(241)) < 0.66:
+        return 0.0, 0.0
+    along = x * math.cos(w.fibre_angle) + y * math.sin(w.fibre_angle)
+    ragged = height + 5.0 * vnoise(x / 8.0, y / 8.0, s + np.uint64(242))
+    sheet = vnoise(ragged / 9.0, along / 40.0, s + np.uint64(243))
+    if sheet < 0.60:
+        return 0.0, 0.0
+    return _keratin(x, y, ragged, along, w)
+
+
+@njit(cache=True, nogil=True)
+def _ground(compartment, depth, x, y, height, loose, extra, kinds, w):
     """(hematoxylin, eosin) of a compartment without its cells."""
     s = w.seed
     if compartment == arch.STROMA:
-        return _stroma(x, y, height, 0.85 * loose, w)
+        if -4.5 < depth < 0.0 and vnoise(x / 16.0, y / 16.0, s + np.uint64(224)) > 0.66 + 0.1 * depth * depth / 20.0:
+            # Retraction: a cleft between a nest and its stroma.
+            return 0.0, 0.01
+        return _stroma(x, y, height, loose, w)
     if compartment == arch.KERATIN:
         return _keratin(x, y, depth, height, w)
     if compartment == arch.INFLAMED:
-        h, e = _stroma(x, y, height, 0.55 + 0.45 * loose, w)
-        return h + 0.02, 0.8 * e + 0.02
+        h, e = _stroma(x, y, height, 0.2 + 0.8 * loose, w)
+        return h + 0.01, e
     grain = vnoise(x / 1.3, y / 1.3, s + np.uint64(221))
     patch = vnoise(x / 6.0, y / 6.0, s + np.uint64(222))
     if compartment in (arch.TUMOUR, arch.EPITHELIUM, arch.SQUAMOUS):
-        h, e = 0.05 + 0.05 * patch, 0.13 + 0.09 * patch + 0.06 * (grain - 0.5)
-        if compartment == arch.SQUAMOUS:
-            h, e = h + 0.05, e + 0.08
-        return h, e
+        kind = NEOPLASTIC if compartment == arch.TUMOUR else EPITHELIAL
+        even = 0.85 + 0.3 * patch + 0.5 * (grain - 0.5)
+        return kinds[kind, CYTOPLASM_HEMATOXYLIN] * even, kinds[kind, CYTOPLASM_EOSIN] * even
     if compartment == arch.LYMPHOID:
         web = smoothstep(0.25, 0.7, patch)
         return 0.03 + 0.06 * web, 0.05 + 0.14 * web * (0.6 + 0.8 * grain)
@@ -103,7 +127,7 @@ def _ground(compartment, depth, x, y, height, loose, extra, w):
     if compartment == arch.BLOOD:
         return 0.01, 0.05 + 0.05 * patch
     # Lumen: empty, or filled with a pink secretion.
-    filled = smoothstep(0.55, 0.7, extra)
+    filled = smoothstep(0.70, 0.8, extra) * smoothstep(0.15, 0.4, patch + 0.25 * (extra - 0.75))
     return 0.015 * filled, 0.01 + filled * (0.14 + 0.12 * patch + 0.05 * grain)
 
 
@@ -115,7 +139,7 @@ def _is_ragged_glass(depth, x, y, w):
 
 
 @njit(cache=True, nogil=True)
-def paint_ground(x0, y0, width, height, mpp, step, fields, structures, si0, sj0, w):
+def paint_ground(x0, y0, width, height, mpp, step, fields, structures, si0, sj0, kinds, w):
     """Stains of everything but cells: (3, H, W) amounts and (H, W) compartments."""
     stains = np.zeros((3, height, width), np.float32)
     compartments = np.zeros((height, width), np.uint8)
@@ -131,7 +155,11 @@ def paint_ground(x0, y0, width, height, mpp, step, fields, structures, si0, sj0,
             tx = (px - (c + gx0) * step) / step
             x = (px + 0.5) * mpp
             tissue = _mix(fields, F_DEPTH, r, c, ty, tx)
-            if tissue < -8.0 or _is_ragged_glass(tissue, x, y, w):
+            if tissue < -70.0:
+                continue
+            fibre, loose = _mix(fields, F_FIBRE, r, c, ty, tx), _mix(fields, F_LOOSE, r, c, ty, tx)
+            if _is_ragged_glass(tissue, x, y, w):
+                stains[0, row, col], stains[1, row, col] = _flake(x, y, fibre, w)
                 continue
             xw, yw = x + _mix(fields, F_WX, r, c, ty, tx), y + _mix(fields, F_WY, r, c, ty, tx)
             territory = np.int64(fields[F_TERRITORY, r, c])
@@ -143,7 +171,6 @@ def paint_ground(x0, y0, width, height, mpp, step, fields, structures, si0, sj0,
                 territory, _ = arch.territory_at(xw, yw, w)
             compartment, depth, j, i = arch.compartment_at(xw, yw, structures, si0, sj0, territory, w)
             compartments[row, col] = compartment
-            fibre, loose = _mix(fields, F_FIBRE, r, c, ty, tx), _mix(fields, F_LOOSE, r, c, ty, tx)
-            hema, eosin = _ground(compartment, depth, x, y, fibre, loose, structures[j, i, arch.RANDOM], w)
+            hema, eosin = _ground(compartment, depth, x, y, fibre, loose, structures[j, i, arch.RANDOM], kinds, w)
             stains[0, row, col], stains[1, row, col] = hema, eosin
     return stains, compartments

@@ -1,3 +1,4 @@
+# ruff: noqa: PLR0917 - compiled kernels: keyword arguments cost time at every call, one return a case
 """Cells on top of the ground: cytoplasm, membranes, chromatin, nucleoli, and the folds over everything.
 
 In: stain amounts (3, H, W) of the ground, objects and their label map of the same window. Out: the amounts, changed in
@@ -10,24 +11,40 @@ import numpy as np
 from numba import njit
 
 from cellmill.synthetic import architecture as arch
-from cellmill.synthetic.cell_types import DEBRIS, PIGMENT, RED_CELL
+from cellmill.synthetic.cell_types import (
+    CLUMP,
+    CLUMP_UM,
+    CYTOPLASM_EOSIN,
+    CYTOPLASM_HEMATOXYLIN,
+    CYTOPLASM_VACUOLES,
+    DEAD,
+    DEBRIS,
+    EPITHELIAL,
+    HALO,
+    MEMBRANE,
+    NEOPLASTIC,
+    PALLOR,
+    PIGMENT,
+    RED_CELL,
+    RIM,
+)
 from cellmill.synthetic.noise import hash2, smoothstep, unit, vnoise
 from cellmill.synthetic.paint import F_FOLD
-from cellmill.synthetic.placement import COS, CYTO, HEMA, KIND, NUCLEOLI, RAND, SIN, A, B, X, Y
+from cellmill.synthetic.placement import COS, CYTO, HALO_DRAW, HEMA, KIND, NUCLEOLI, RAND, SIN, SOLID, A, B, X, Y
 from cellmill.synthetic.shapes import nucleus_t
 
-__all__ = ["CYTOPLASM_REACH_UM", "paint_cytoplasm", "paint_folds", "paint_nuclei"]
+__all__ = ["CYTOPLASM_REACH_UM", "paint_cytoplasm", "paint_folds", "paint_grain", "paint_nuclei"]
 
 CYTOPLASM_REACH_UM = 13.0
+SHEET_REACH_UM = 6.5
+"""Least cytoplasm around nuclei of epithelial sheets, so that neighbours meet."""
 
 _CONFLUENT = (arch.TUMOUR, arch.EPITHELIUM, arch.SQUAMOUS)
-_CLUMP, _CLUMP_AMOUNT, _RIM, _PALLOR = 10, 11, 12, 13
-_CYTO_E, _CYTO_H, _VACUOLES = 16, 17, 18
 
 
 @njit(cache=True, nogil=True)
 def _nearest_cells(objects, areas, x0, y0, width, height, mpp):
-    """Per pixel: row of the object whose cytoplasm holds it (-1: none), its distance and the runner-up's, normalised."""
+    """Per pixel: the object whose cytoplasm holds it (-1: none), its normalised distance and the runner-up's."""
     owner = np.full((height, width), np.int32(-1))
     first = np.full((height, width), np.float32(1.0))
     second = np.full((height, width), np.float32(9.0))
@@ -38,6 +55,8 @@ def _nearest_cells(objects, areas, x0, y0, width, height, mpp):
         radius = math.sqrt(o[A] * o[B])
         # Reach grows by a constant amount beyond the nucleus, so that long nuclei do not get long cells.
         extra = (o[CYTO] - 1.0) * radius
+        if o[KIND] == NEOPLASTIC or o[KIND] == EPITHELIAL:
+            extra = max(extra, SHEET_REACH_UM)
         ra, rb = o[A] + extra, o[B] + extra
         reach = min(max(ra, rb), CYTOPLASM_REACH_UM)
         c0 = max(np.int64(math.floor((o[X] - reach) / mpp)) - x0, 0)
@@ -75,19 +94,30 @@ def paint_cytoplasm(stains, compartments, objects, areas, x0, y0, mpp, table, se
             o, t = objects[k], first[row, col]
             kind = np.int64(o[KIND])
             confluent = compartments[row, col] in _CONFLUENT
-            cover = smoothstep(1.0, 0.72, t)
-            own = 0.78 + 0.44 * o[RAND]
-            grain = vnoise(x / 0.9, y / 0.9, seed + np.uint64(301))
-            eosin = table[kind, _CYTO_E] * own * (0.8 + 0.4 * grain)
-            hema = table[kind, _CYTO_H] * (1.6 - 0.6 * own) * (0.75 + 0.5 * grain)
+            sheet = kind in (NEOPLASTIC, EPITHELIAL)
+            cover = smoothstep(1.0, 0.85 if sheet else 0.72, t)
+            if sheet and not confluent:
+                # Epithelial cells end where their sheet ends.
+                continue
+            own = 0.82 + 0.36 * o[RAND]
+            grain = 0.65 * vnoise(x / 1.1, y / 1.1, seed + np.uint64(301))
+            grain += 0.35 * vnoise(x / 0.5, y / 0.5, seed + np.uint64(303))
+            eosin = table[kind, CYTOPLASM_EOSIN] * own * (0.65 + 0.7 * grain)
+            hema = table[kind, CYTOPLASM_HEMATOXYLIN] * (1.6 - 0.6 * own) * (0.6 + 0.8 * grain)
             bubble = vnoise(x / 1.7, y / 1.7, seed + np.uint64(302))
-            foam = table[kind, _VACUOLES] * smoothstep(0.5, 0.72, bubble)
+            foam = table[kind, CYTOPLASM_VACUOLES] * smoothstep(0.5, 0.72, bubble)
             eosin, hema = eosin * (1.0 - 0.8 * foam), hema * (1.0 - 0.8 * foam)
             if confluent:
-                # A thin darker line, or a paler gap, where two cells meet.
-                meet = smoothstep(0.14, 0.0, second[row, col] - t) * smoothstep(0.45, 0.7, t)
-                line = 0.10 if o[RAND] < 0.6 else -0.09
-                eosin += line * meet
+                # A darker line, or a paler gap, where two cells meet.
+                meet = smoothstep(0.16, 0.0, second[row, col] - t) * smoothstep(0.45, 0.7, t)
+                eosin += table[kind, MEMBRANE] * meet
+                if o[HALO_DRAW] < table[kind, HALO]:
+                    # Shrinkage: a pale gap, wider on one side, just outside the nucleus.
+                    radius = math.sqrt(o[A] * o[B])
+                    gap = t * (radius + SHEET_REACH_UM) - radius
+                    wide = 0.5 + 2.2 * vnoise(x / 4.0, y / 4.0, seed + np.uint64(304))
+                    pale = smoothstep(wide, 0.6 * wide, gap)
+                    eosin, hema = eosin * (1.0 - 0.85 * pale), hema * (1.0 - 0.85 * pale)
             stains[0, row, col] += np.float32(cover * (hema - stains[0, row, col]))
             stains[1, row, col] += np.float32(cover * (max(eosin, 0.0) - stains[1, row, col]))
 
@@ -95,12 +125,14 @@ def paint_cytoplasm(stains, compartments, objects, areas, x0, y0, mpp, table, se
 @njit(cache=True, nogil=True)
 def _chromatin(x, y, dx, dy, t, o, row, seed):
     """Hematoxylin of one nuclear pixel."""
-    coarse = vnoise(x / row[_CLUMP], y / row[_CLUMP], seed + np.uint64(311)) - 0.5
+    coarse = vnoise(x / row[CLUMP_UM], y / row[CLUMP_UM], seed + np.uint64(311)) - 0.5
     fine = vnoise(x / 0.55, y / 0.55, seed + np.uint64(312)) - 0.5
-    amount = 1.0 + row[_CLUMP_AMOUNT] * (1.5 * coarse + 0.7 * fine)
+    amount = 1.0 + row[CLUMP] * (2.3 * coarse + 1.5 * fine)
     vesicular = 0.4 + 1.1 * o[RAND]
-    amount *= 1.0 - row[_PALLOR] * vesicular * smoothstep(0.95, 0.3, t)
-    amount *= 1.0 + row[_RIM] * vesicular * smoothstep(0.62, 0.92, t)
+    if o[SOLID] > 0.0:
+        return o[HEMA] * (1.0 + 0.2 * coarse)
+    amount *= 1.0 - row[PALLOR] * vesicular * smoothstep(0.95, 0.3, t)
+    amount *= 1.0 + row[RIM] * vesicular * smoothstep(0.70, 0.93, t)
     hema = o[HEMA] * amount
     h = hash2(np.int64(o[X] * 64.0), np.int64(o[Y] * 64.0), seed)
     for k in range(np.int64(o[NUCLEOLI])):
@@ -140,8 +172,23 @@ def paint_nuclei(stains, labels, objects, x0, y0, mpp, table, seed):
                 hema = _chromatin(x, y, dx, dy, t, o, table[kind], seed)
                 edge = smoothstep(1.0, 0.90, t) * 0.45 + 0.55
                 stains[0, row, col] = np.float32(edge * hema + (1.0 - edge) * stains[0, row, col])
-                under = 0.55 if kind != 3 else 0.95
+                under = 0.55 if kind != DEAD else 0.95
                 stains[1, row, col] = np.float32(under * stains[1, row, col] + 0.03)
+
+
+@njit(cache=True, nogil=True)
+def paint_grain(stains, x0, y0, mpp, amount, seed):
+    """Unevenness of the section itself at the scale of a micrometre, over everything that is stained."""
+    _, height, width = stains.shape
+    for row in range(height):
+        y = (row + y0 + 0.5) * mpp
+        for col in range(width):
+            if stains[0, row, col] + stains[1, row, col] < 0.02:
+                continue
+            x = (col + x0 + 0.5) * mpp
+            factor = np.float32(1.0 + amount * (vnoise(x / 0.7, y / 0.7, seed) - 0.5))
+            stains[0, row, col] *= factor
+            stains[1, row, col] *= factor
 
 
 @njit(cache=True, nogil=True)
@@ -170,5 +217,7 @@ def paint_folds(stains, compartments, fields, x0, y0, mpp, step, w):
             streak = vnoise(x / 3.0, y / 3.0, w.seed + np.uint64(331)) + vnoise(
                 x / 9.0, y / 9.0, w.seed + np.uint64(332)
             )
-            stains[0, row, col] += np.float32(fold * (0.10 + 0.22 * streak))
-            stains[1, row, col] = np.float32(stains[1, row, col] * (1.0 + 0.8 * fold) + fold * 0.16 * streak)
+            # The second layer is the tissue next to it: only as dense as what lies there.
+            there = min(1.0, 4.0 * (stains[0, row, col] + stains[1, row, col]))
+            stains[0, row, col] += np.float32(fold * there * (0.10 + 0.22 * streak))
+            stains[1, row, col] = np.float32(stains[1, row, col] * (1.0 + 0.8 * fold) + fold * there * 0.16 * streak)

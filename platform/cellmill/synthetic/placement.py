@@ -1,3 +1,4 @@
+# ruff: noqa: PLR0917 - compiled kernels: keyword arguments cost time at every call, one return a case
 """Which cells are where: candidates on absolute lattices, thinned by a rule that only looks around.
 
 In: a rectangle in um, a `World`, the chances of each kind in each compartment. Out: a table of objects, one row one
@@ -23,6 +24,7 @@ from cellmill.synthetic.cell_types import (
     NEOPLASTIC,
     NEUTROPHIL,
     NUM_KINDS,
+    NUM_TYPES,
     PIGMENT,
     RED_CELL,
 )
@@ -35,12 +37,32 @@ MAX_RADIUS_UM = 11.0
 CANDIDATE_MARGIN_UM = 2.0 * MAX_RADIUS_UM
 
 # Columns of an object table.
-(X, Y, KIND, A, B, COS, SIN, H2C, H2S, H3C, H3S, H4C, DENT, BEND, LOBES, HEMA, ROW, RAND, PRIORITY, CYTO, NUCLEOLI) = (
-    range(21)
-)
-NUM_OBJECT_COLUMNS = 21
+(
+    X,
+    Y,
+    KIND,
+    A,
+    B,
+    COS,
+    SIN,
+    H2C,
+    H2S,
+    H3C,
+    H3S,
+    H4C,
+    DENT,
+    BEND,
+    LOBES,
+    HEMA,
+    SOLID,
+    RAND,
+    PRIORITY,
+    CYTO,
+    NUCLEOLI,
+    HALO_DRAW,
+) = range(22)
+NUM_OBJECT_COLUMNS = 22
 
-_LATTICE_PITCH_UM = (11.5, 7.2, 12.5, 6.6)
 _A_LIMIT_UM = 8.8
 
 
@@ -79,10 +101,10 @@ def kind_chances(
 
 
 @njit(cache=True, nogil=True)
-def _fill_shape(o, h, kind, x, y, angle, style_sizes, style_hema, table):
+def _fill_shape(o, h, kind, x, y, angle, table):
     """Draw one object's size, outline and stain from its hash."""
     row = table[kind]
-    area = row[0] * style_sizes[kind] * math.exp(row[1] * gauss(h, 1))
+    area = row[0] * math.exp(row[1] * gauss(h, 1))
     area = min(max(area, 6.0 if kind < 7 else 1.5), 130.0)
     ratio = max(1.0, row[2] * math.exp(row[3] * gauss(h, 2)))
     a = min(math.sqrt(area * ratio / math.pi), _A_LIMIT_UM)
@@ -91,16 +113,25 @@ def _fill_shape(o, h, kind, x, y, angle, style_sizes, style_hema, table):
     o[COS], o[SIN] = math.cos(angle), math.sin(angle)
     w = row[4]
     o[H2C], o[H2S] = w * gauss(h, 3) * 0.6, w * gauss(h, 4) * 0.6
-    o[H3C], o[H3S], o[H4C] = w * gauss(h, 5), w * gauss(h, 6), w * gauss(h, 7) * 0.6
+    o[H3C], o[H3S], o[H4C] = 0.45 * w * gauss(h, 5), 0.45 * w * gauss(h, 6), 0.3 * w * gauss(h, 7)
     o[DENT] = row[5] * (0.4 + 0.6 * unit(h, 8)) if unit(h, 9) < 0.35 + row[5] else 0.0
     o[BEND] = row[6] * gauss(h, 10)
     o[LOBES] = 0.0
     if row[7] > 0.0:
         o[LOBES] = max(1.0, math.floor(row[7] + 1.3 * (unit(h, 11) - 0.5) + 0.5))
-    o[HEMA] = max(0.12, row[8] + row[9] * gauss(h, 12)) * style_hema[kind] if kind < 7 else row[8]
+    o[HEMA] = max(0.12, row[8] + row[9] * gauss(h, 12)) if kind < 7 else row[8]
     o[CYTO] = row[15] * (0.85 + 0.3 * unit(h, 13))
     o[NUCLEOLI] = 1.0 + math.floor(2.6 * unit(h, 15) * unit(h, 15)) if unit(h, 14) < row[14] else 0.0
     o[RAND] = unit(h, 16)
+    o[SOLID] = 0.0
+    o[HALO_DRAW] = unit(h, 20)
+    if kind == NEOPLASTIC and unit(h, 18) < 0.012:
+        # A mitotic figure: a dark, ragged plate without membrane or nucleoli.
+        o[SOLID], o[HEMA], o[NUCLEOLI], o[B] = 1.0, 1.5 * o[HEMA], 0.0, 0.62 * o[B]
+        o[H3C], o[H3S], o[H4C] = 2.5 * o[H3C], 2.5 * o[H3S], 0.12
+    if kind == DEAD and unit(h, 19) < 0.4:
+        # Karyolysis: a fading ghost instead of a shrunken dark body.
+        o[HEMA] *= 0.6
     o[PRIORITY] = unit(h, 17) + (1.0 if kind < 7 else 0.0)
 
 
@@ -125,16 +156,18 @@ def _grow(objects, n):
 
 
 @njit(cache=True, nogil=True)
-def _lattice_candidates(objects, n, lattice, pitch, box, chances, structures, si0, sj0, sizes, hema, table, w):
+def _lattice_candidates(objects, n, lattice, pitch, box, chances, structures, si0, sj0, table, w):
     x0, y0, x1, y1 = box
+    # Crowded lymphoid cells lie more evenly than others.
+    jitter = 0.40 if lattice == 1 else 0.62
     j0, j1 = np.int64(math.floor(y0 / pitch)) - 1, np.int64(math.floor(y1 / pitch)) + 2
     i0, i1 = np.int64(math.floor(x0 / pitch)) - 1, np.int64(math.floor(x1 / pitch)) + 2
     for j in range(j0, j1):
         for i in range(i0, i1):
             h = hash2(i, j, w.seed + np.uint64(101 + lattice))
             # Odd rows are shifted by half a pitch: a hexagonal base, as crowded cells have.
-            x = (i + 0.5 * (j & 1) + 0.62 * (unit(h, 31) - 0.5)) * pitch
-            y = (j + 0.62 * (unit(h, 32) - 0.5)) * pitch
+            x = (i + 0.5 * (j & 1) + jitter * (unit(h, 31) - 0.5)) * pitch
+            y = (j + jitter * (unit(h, 32) - 0.5)) * pitch
             if not (x0 <= x < x1 and y0 <= y < y1):
                 continue
             depth = 0.0
@@ -154,13 +187,13 @@ def _lattice_candidates(objects, n, lattice, pitch, box, chances, structures, si
                 fx, fy = arch.fibre_direction(x, y, w)
                 angle = math.atan2(fy, fx) + 0.22 * gauss(h, 34)
             objects = _grow(objects, n)
-            _fill_shape(objects[n], h, kind, x, y, angle, sizes, hema, table)
+            _fill_shape(objects[n], h, kind, x, y, angle, table)
             n += 1
     return objects, n
 
 
 @njit(cache=True, nogil=True)
-def _ring_cells(objects, n, s, hash_s, box, sizes, hema, table, w):
+def _ring_cells(objects, n, s, hash_s, box, table, w):
     """Cells that line one gland: nuclei side by side near the base, long axis across the wall."""
     kind = NEOPLASTIC if s[arch.KIND] == arch.S_TUMOUR_GLAND else EPITHELIAL
     wild = 1.0 if kind == NEOPLASTIC else 0.35
@@ -173,7 +206,7 @@ def _ring_cells(objects, n, s, hash_s, box, sizes, hema, table, w):
         radius = s[arch.RADIUS] - (0.30 if rows == 1 else 0.25 + 0.36 * row) * s[arch.WALL]
         if radius < 3.0:
             continue
-        spacing = (7.4 + 1.6 * unit(hash_s, 51)) * math.sqrt(sizes[kind])
+        spacing = (7.4 + 1.6 * unit(hash_s, 51)) * math.sqrt(table[kind, 0] / 26.0)
         count = np.int64(2.0 * math.pi * radius * (0.5 + 0.5 / s[arch.RATIO]) / spacing)
         for k in range(count):
             h = hash2(k, row, hash_s)
@@ -190,7 +223,7 @@ def _ring_cells(objects, n, s, hash_s, box, sizes, hema, table, w):
             nu, nv = math.cos(phi), math.sin(phi) * s[arch.RATIO]
             angle = math.atan2(nu * s[arch.SIN] + nv * s[arch.COS], nu * s[arch.COS] - nv * s[arch.SIN])
             objects = _grow(objects, n)
-            _fill_shape(objects[n], h, kind, x, y, angle + 0.35 * wild * gauss(h, 44), sizes, hema, table)
+            _fill_shape(objects[n], h, kind, x, y, angle + 0.35 * wild * gauss(h, 44), table)
             objects[n, PRIORITY] += 1.0
             n += 1
     return objects, n
@@ -240,7 +273,9 @@ def _survivors(objects, n, box):
                 d = math.sqrt(dx * dx + dy * dy)
                 if order[slot] == k or d > p[A] + q[A] or not _beats(q, p):
                     continue
-                if d < 1e-6 or d < 0.97 * (_support(p, dx / d, dy / d) + _support(q, dx / d, dy / d)):
+                # Red cells and debris may lie on each other, nuclei only touch.
+                room = 0.97 if p[KIND] < NUM_TYPES and q[KIND] < NUM_TYPES else 0.8
+                if d < 1e-6 or d < room * (_support(p, dx / d, dy / d) + _support(q, dx / d, dy / d)):
                     keep[k] = False
                     break
             if not keep[k]:
@@ -249,18 +284,18 @@ def _survivors(objects, n, box):
 
 
 @njit(cache=True, nogil=True)
-def find_objects(box, chances, sizes, hema, table, structures, si0, sj0, w):
+def find_objects(box, chances, table, structures, si0, sj0, w):
     """Objects whose centre lies in `box` (x0, y0, x1, y1 in um); right for those `CANDIDATE_MARGIN_UM` inside it."""
     objects, n = np.zeros((512, NUM_OBJECT_COLUMNS)), 0
     for lattice in range(4):
         objects, n = _lattice_candidates(
-            objects, n, lattice, _LATTICE_PITCH_UM[lattice], box, chances, structures, si0, sj0, sizes, hema, table, w
+            objects, n, lattice, w.pitches_um[lattice], box, chances, structures, si0, sj0, table, w
         )
     for j in range(structures.shape[0]):
         for i in range(structures.shape[1]):
             if structures[j, i, arch.KIND] == arch.S_GLAND or structures[j, i, arch.KIND] == arch.S_TUMOUR_GLAND:
                 seed = hash2(i + si0, j + sj0, w.seed + np.uint64(91))
-                objects, n = _ring_cells(objects, n, structures[j, i], seed, box, sizes, hema, table, w)
+                objects, n = _ring_cells(objects, n, structures[j, i], seed, box, table, w)
     keep = _survivors(objects, n, box)
     found = objects[:n][keep]
     keys = np.empty(found.shape[0], np.int64)

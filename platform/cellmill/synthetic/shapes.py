@@ -1,3 +1,4 @@
+# ruff: noqa: PLR0917 - compiled kernels: keyword arguments cost time at every call, one return a case
 """From objects to label maps: the outline of a nucleus and who owns a pixel.
 
 In: an object table (see `placement`), a pixel window. Out: per pixel the object's row + 1 (0 outside nuclei) and the

@@ -1,7 +1,7 @@
 """What makes one slide look unlike the next: stains, scanner, tissue mix.
 
-In: a seed. Out: a frozen `TissueStyle`. Stain vectors are drawn around pairs estimated (Macenko's method) on the real H&E
-images the project is developed with: two open slides, MoNuSAC, NuCLS, BreCaHAD and PUMA images of seven laboratories.
+In: a seed. Out: a frozen `TissueStyle`. Stain vectors are drawn around pairs estimated (Macenko's method) on the real
+H&E images the project is developed with: two open slides, MoNuSAC, NuCLS, BreCaHAD and PUMA images of seven laboratories.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellmill.synthetic import architecture as arch
-from cellmill.synthetic.cell_types import NUM_KINDS, NUM_TYPES
+from cellmill.synthetic.cell_types import KIND_TABLE, NUM_TYPES, KindRow
 from cellmill.synthetic.placement import kind_chances
 
 __all__ = ["TissueStyle", "draw_style"]
@@ -43,16 +43,16 @@ class TissueStyle:
     world: arch.World
     stain_vectors: NDArray[np.float32]
     """(3 stains, 3 colours), unit rows: hematoxylin, eosin, pigment, each times its intensity on this slide."""
-    size_factors: NDArray[np.float64]
-    """Per kind, factor on the area."""
-    hema_factors: NDArray[np.float64]
-    """Per kind, factor on the nuclear hematoxylin."""
+    kinds: NDArray[np.float64]
+    """(kind, `KindRow` field): the general table with this slide's own sizes, stain and texture."""
     chances: NDArray[np.float64]
     """(lattice, compartment, kind), see `placement.kind_chances`."""
     white_rgb: NDArray[np.float64]
     blur_um: float
     sharpening: float
     gamma: float
+    grain: float
+    """Unevenness of the section at the scale of a micrometre."""
     noise: float
     """Standard deviation of the sensor noise in grey levels."""
 
@@ -70,7 +70,9 @@ def _draw_stains(rng: np.random.Generator) -> NDArray[np.float32]:
     return (vectors * strength[:, None]).astype(np.float32)
 
 
-def _draw_world(rng: np.random.Generator, seed: int, extent_um: tuple[float, float] | None) -> arch.World:
+def _draw_world(
+    rng: np.random.Generator, seed: int, extent_um: tuple[float, float] | None, tumour_area_um2: float
+) -> arch.World:
     mix = rng.dirichlet(_BASE_MIX * 7.0) * 0.75 + _BASE_MIX * 0.25
     territory_um = float(rng.uniform(240.0, 480.0))
     if extent_um is not None:
@@ -82,6 +84,13 @@ def _draw_world(rng: np.random.Generator, seed: int, extent_um: tuple[float, flo
         mix=tuple(float(value) for value in cumulative),  # pyright: ignore[reportArgumentType]
         territory_um=territory_um,
         structure_um=float(rng.uniform(95.0, 165.0)),
+        pitches_um=(
+            # Sheets are as crowded as their nuclei are large.
+            float(np.clip(2.0 * np.sqrt(tumour_area_um2 / np.pi) * rng.uniform(1.2, 1.85), 7.5, 15.0)),
+            float(rng.uniform(4.9, 6.2)),
+            float(rng.uniform(10.5, 13.5)),
+            6.6,
+        ),
         warp_um=float(rng.uniform(14.0, 30.0)),
         malignancy=float(rng.uniform(0.2, 0.7)),
         fibre_um=float(rng.uniform(1.6, 3.4)),
@@ -93,6 +102,27 @@ def _draw_world(rng: np.random.Generator, seed: int, extent_um: tuple[float, flo
     )
 
 
+def _draw_kinds(rng: np.random.Generator) -> NDArray[np.float64]:
+    kinds = KIND_TABLE.copy()
+    column = {name: index for index, name in enumerate(KindRow._fields)}
+    cells = slice(0, NUM_TYPES)
+    kinds[cells, column["area_um2"]] *= np.exp(rng.normal(0.0, 0.14) + rng.normal(0.0, 0.10, NUM_TYPES))
+    kinds[0, column["area_um2"]] *= np.exp(rng.normal(0.10, 0.32))
+    kinds[cells, column["hematoxylin"]] *= np.exp(rng.normal(0.0, 0.10, NUM_TYPES))
+    # Fixation and thickness: some slides show crisp vesicular nuclei, others smudged ones.
+    crisp = np.exp(rng.normal(0.0, 0.35))
+    for name in ("clump", "rim", "pallor"):
+        kinds[cells, column[name]] *= crisp * np.exp(rng.normal(0.0, 0.2, NUM_TYPES))
+    kinds[cells, column["pallor"]] = np.minimum(kinds[cells, column["pallor"]], 0.55)
+    kinds[cells, column["cytoplasm_eosin"]] *= np.exp(rng.normal(0.0, 0.25, NUM_TYPES))
+    kinds[cells, column["cytoplasm_hematoxylin"]] *= np.exp(rng.normal(0.0, 0.35, NUM_TYPES))
+    kinds[[0, 4], column["cytoplasm_vacuoles"]] = rng.uniform(0.0, 0.6, 2) * (rng.random(2) < 0.6)
+    kinds[[0, 4], column["halo"]] = rng.uniform(0.0, 0.5) * (rng.random() < 0.4)
+    kinds[:, column["membrane"]] = rng.choice([0.09, 0.04, -0.08, -0.16])
+    kinds[0, column["nucleoli"]] = rng.uniform(0.2, 0.9)
+    return kinds
+
+
 def draw_style(seed: int, *, extent_um: tuple[float, float] | None = None) -> TissueStyle:
     """The style of slide `seed`.
 
@@ -101,13 +131,8 @@ def draw_style(seed: int, *, extent_um: tuple[float, float] | None = None) -> Ti
         extent_um: width and height of the slide, so that glass surrounds its tissue; None for tissue without end.
     """
     rng = np.random.default_rng([0x5EED, seed & 0xFFFFFFFFFFFFFFFF])
-    world = _draw_world(rng, seed, extent_um)
-    common = np.exp(rng.normal(0.0, 0.14))
-    sizes = np.ones(NUM_KINDS)
-    sizes[:NUM_TYPES] = common * np.exp(rng.normal(0.0, 0.10, NUM_TYPES))
-    sizes[0] *= np.exp(rng.normal(0.1, 0.22))
-    hema = np.ones(NUM_KINDS)
-    hema[:NUM_TYPES] = np.exp(rng.normal(0.0, 0.10, NUM_TYPES))
+    kinds = _draw_kinds(rng)
+    world = _draw_world(rng, seed, extent_um, float(kinds[0, 0]))
     chances = kind_chances(
         tumour_lymphocytes=float(rng.uniform(0.005, 0.09)),
         stroma_density=float(rng.uniform(0.22, 0.55)),
@@ -118,12 +143,12 @@ def draw_style(seed: int, *, extent_um: tuple[float, float] | None = None) -> Ti
     return TissueStyle(
         world=world,
         stain_vectors=_draw_stains(rng),
-        size_factors=sizes,
-        hema_factors=hema,
+        kinds=kinds,
         chances=chances,
         white_rgb=np.clip(brightness + rng.normal(0.0, 3.5, 3), 205.0, 254.0),
         blur_um=float(rng.uniform(0.26, 0.55)),
-        sharpening=float(rng.uniform(0.0, 0.6)),
+        sharpening=float(rng.uniform(0.0, 1.0)),
         gamma=float(np.exp(rng.normal(0.0, 0.07))),
+        grain=float(rng.uniform(0.2, 0.8)),
         noise=float(rng.uniform(0.6, 2.4)),
     )

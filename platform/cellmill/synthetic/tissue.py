@@ -1,7 +1,7 @@
 """Synthetic H&E with its exact truth: any window of a slide that has no end.
 
-In: a seed, a `Box` in px at `mpp`. Out: a `SyntheticRegion` (image, labels, cells). A pure function of seed and absolute
-position: windows of one slide agree bit for bit where they overlap, so a slide can be streamed to disk and a training
+In: a seed, a `Box` in px at `mpp`. Out: a `SyntheticRegion` (image, labels, cells). A pure function of seed and
+absolute position: windows of one slide agree bit for bit where they overlap, so a slide can be streamed to disk and a training
 loader can draw from anywhere.
 """
 
@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from cellmill.grid import Box
 from cellmill.synthetic import optics
 from cellmill.synthetic.architecture import structure_table
-from cellmill.synthetic.cell_types import KIND_TABLE, NUM_TYPES
+from cellmill.synthetic.cell_types import NUM_TYPES
 from cellmill.synthetic.paint import coarse_fields, paint_ground
-from cellmill.synthetic.paint_cells import CYTOPLASM_REACH_UM, paint_cytoplasm, paint_folds, paint_nuclei
+from cellmill.synthetic.paint_cells import CYTOPLASM_REACH_UM, paint_cytoplasm, paint_folds, paint_grain, paint_nuclei
 from cellmill.synthetic.placement import CANDIDATE_MARGIN_UM, KIND, MAX_RADIUS_UM, X, Y, find_objects
 from cellmill.synthetic.shapes import own_pixels
 from cellmill.synthetic.style import TissueStyle, draw_style
@@ -82,9 +82,7 @@ def _build_scene(box: Box, mpp: float, style: TissueStyle) -> _Scene:
         canvas.y1 * mpp + reach_um,
     )
     structures = structure_table(*area_um, style.world)
-    objects, keys = find_objects(
-        area_um, style.chances, style.size_factors, style.hema_factors, KIND_TABLE, *structures, style.world
-    )
+    objects, keys = find_objects(area_um, style.chances, style.kinds, *structures, style.world)
     labels, depth, areas = own_pixels(objects, canvas.x0, canvas.y0, canvas.width, canvas.height, mpp)
     return _Scene(objects, keys, areas, labels, depth, structures, margin_px)
 
@@ -114,13 +112,14 @@ def _paint(scene: _Scene, canvas: Box, box: Box, mpp: float, style: TissueStyle)
     world, step = style.world, max(1, round(_COARSE_UM / mpp))
     window = (canvas.x0, canvas.y0, canvas.width, canvas.height)
     fields = coarse_fields(*window, mpp, step, world)
-    stains, compartments = paint_ground(*window, mpp, step, fields, *scene.structures, world)
+    stains, compartments = paint_ground(*window, mpp, step, fields, *scene.structures, style.kinds, world)
     inset = scene.margin_px - (box.x0 - canvas.x0)
     labels = np.ascontiguousarray(scene.labels[inset : inset + canvas.height, inset : inset + canvas.width])
     origin = (canvas.x0, canvas.y0, mpp)
-    paint_cytoplasm(stains, compartments, scene.objects, scene.areas, *origin, KIND_TABLE, world.seed)
-    paint_nuclei(stains, labels, scene.objects, *origin, KIND_TABLE, world.seed)
+    paint_cytoplasm(stains, compartments, scene.objects, scene.areas, *origin, style.kinds, world.seed)
+    paint_nuclei(stains, labels, scene.objects, *origin, style.kinds, world.seed)
     paint_folds(stains, compartments, fields, *origin, step, world)
+    paint_grain(stains, *origin, style.grain, world.seed + np.uint64(341))
     light = optics.transmit(stains, style.stain_vectors)
     optics.dust(light, compartments, *origin, world.seed + np.uint64(401))
     light = optics.blurred(light, _kernel(style, mpp), box.x0 - canvas.x0)
