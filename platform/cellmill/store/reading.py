@@ -1,0 +1,94 @@
+"""Reading a cell set: the whole cohort lazily, or one slide as polygons.
+
+In: the URL of a cell set. Out: cells of the slides whose status says `done`, and of no other; one row is one cell.
+"""
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from cellmill.store.identity import read_identity
+from cellmill.store.layout import cells_key
+from cellmill.store.objects import ObjectStore
+from cellmill.store.statuses import read_status, read_statuses, statuses_table
+from cellmill_schemas.cells import cell_schema
+
+if TYPE_CHECKING:
+    import geopandas as gpd
+
+__all__ = ["open_cells", "read_cells_geodataframe"]
+
+SLIDE_COLUMNS = ("mpp_x", "mpp_y", "target_mpp", "slide_mm2", "analysed_mm2", "outcome")
+"""Slide columns every cell is given."""
+
+_SCANNED_BY_POLARS = ("s3://", "s3a://", "gs://", "gcs://", "az://", "abfs://", "abfss://", "http://", "https://")
+
+
+def open_cells(url: str | Path) -> pl.LazyFrame:
+    """All cells of a cell set, with the columns `SLIDE_COLUMNS` of their slides.
+
+    Nothing is read before `collect`, and then only the columns and row groups the query needs.
+
+    Args:
+        url: what was given as --out: a folder or any URL fsspec knows. Credentials and endpoint are taken from where
+            fsspec takes them.
+
+    Raises:
+        FileNotFoundError: when there is no cell set.
+    """
+    store = ObjectStore(url)
+    identity = read_identity(store)
+    done = [status for status in read_statuses(store) if status.outcome == "done"]
+    slides = pl.DataFrame(statuses_table(done)).select("slide_id", *SLIDE_COLUMNS)
+    if done:
+        cells = _scan(store, [cells_key(status.slide_id) for status in done])
+    else:
+        cells = pl.DataFrame(cell_schema(identity.ontology).empty_table()).lazy()
+    return cells.with_columns(pl.col("slide_id").cast(pl.String)).join(slides.lazy(), on="slide_id", how="left")
+
+
+def read_cells_geodataframe(url: str | Path, slide_id: str) -> "gpd.GeoDataFrame":
+    """The cells of one done slide with their polygons, in level-0 px.
+
+    Raises:
+        FileNotFoundError: when the slide is not done, saying how it stands.
+        ModuleNotFoundError: when geopandas is not installed.
+    """
+    import geopandas as gpd
+
+    store = ObjectStore(url)
+    status = read_status(store, slide_id)
+    if status is None or status.outcome not in ("done", "done_empty"):
+        stands = "has no status" if status is None else f"is {status.outcome}: {' '.join(status.reasons)}"
+        raise FileNotFoundError(f"Slide {slide_id} of {store.url} {stands}; only done slides have cells.")
+    table = io.BytesIO(store.get(cells_key(slide_id)))
+    return gpd.read_parquet(table)  # pyright: ignore[reportArgumentType] - takes any file, its stub says path
+
+
+def _scan(store: ObjectStore, keys: list[str]) -> pl.LazyFrame:
+    if store.is_local:
+        return pl.scan_parquet([store.path(key) for key in keys], glob=False)
+    if store.url.startswith(_SCANNED_BY_POLARS):
+        return pl.scan_parquet(
+            [f"{store.url}/{key}" for key in keys], glob=False, storage_options=_polars_options(store.filesystem)
+        )
+    # memory:// and the rarer protocols: whole objects, for polars cannot reach them itself.
+    return pl.scan_parquet([io.BytesIO(store.get(key)) for key in keys])
+
+
+def _polars_options(filesystem: Any) -> dict[str, str]:
+    """What s3fs was configured with, under polars' names; other stores are found through the environment."""
+    client: Mapping[str, Any] = getattr(filesystem, "client_kwargs", None) or {}
+    endpoint = getattr(filesystem, "endpoint_url", None) or client.get("endpoint_url")
+    options = {
+        "aws_access_key_id": getattr(filesystem, "key", None),
+        "aws_secret_access_key": getattr(filesystem, "secret", None),
+        "aws_session_token": getattr(filesystem, "token", None),
+        "aws_endpoint_url": endpoint,
+        "aws_region": client.get("region_name"),
+        "aws_allow_http": "true" if endpoint and endpoint.startswith("http://") else None,
+    }
+    return {name: value for name, value in options.items() if value}
