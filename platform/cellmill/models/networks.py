@@ -9,8 +9,8 @@ Letters: B batch, C classes, F features.
 from typing import cast
 
 import torch
-import torch.nn.functional as functional
 from torch import Tensor, nn
+from torch.nn import functional
 
 from cellmill.models.config import ModelConfig
 
@@ -108,7 +108,7 @@ class StudentNetwork(CellNetwork):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
-        import timm  # noqa: PLC0415 - slow to import and needed by this network only
+        import timm
 
         self.encoder = timm.create_model(config.encoder, pretrained=False, features_only=True)
         widths = cast(list[int], self.encoder.feature_info.channels())  # strides 2, 4, 8, 16, 32

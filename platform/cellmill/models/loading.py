@@ -1,0 +1,137 @@
+"""Models on disk: a folder with `model.json` and `weights.safetensors`, nothing else needed, no pickle ever read.
+
+`load_model` takes such a folder, the name of a packaged model (`lite`) or an MLflow URI (`models:/name/3`,
+`models:/name@alias`). The digest is taken over config and weights, so equal digests mean equal predictions on one
+backend; a cell set records it.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from cellmill.models.config import ModelConfig
+from cellmill.models.networks import CellNetwork, build_model
+
+__all__ = ["LoadedModel", "ModelNotFoundError", "load_model", "packaged_models", "save_model"]
+
+CONFIG_FILE = "model.json"
+WEIGHTS_FILE = "weights.safetensors"
+_PACKAGED = Path(__file__).parent / "packaged"
+
+
+class ModelNotFoundError(ValueError):
+    """No model answers to the given name, folder or URI, or what is there is not a model."""
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model's config, weights and digest, not yet built."""
+
+    config: ModelConfig
+    state_dict: Mapping[str, Tensor]
+    digest: str
+    """sha256 over the canonical config and the weights file."""
+    card: str
+    """The model card's text; empty where the folder has none."""
+    source: str
+    """Where it was loaded from, as asked for."""
+
+    def build(self) -> CellNetwork:
+        """The network with its weights, in evaluation mode."""
+        network = build_model(self.config)
+        network.load_state_dict(dict(self.state_dict))
+        return network.eval()
+
+
+def packaged_models() -> tuple[str, ...]:
+    """Names of the models that ship inside the package."""
+    return tuple(sorted(path.parent.name for path in _PACKAGED.glob(f"*/{CONFIG_FILE}")))
+
+
+def load_model(spec: str | Path) -> LoadedModel:
+    """Read a model.
+
+    Args:
+        spec: a folder, a packaged name, or an MLflow `models:/` URI.
+
+    Raises:
+        ModelNotFoundError: when there is no such model, or its files are broken or do not fit each other.
+    """
+    text = str(spec)
+    if text.startswith("models:/"):
+        return _read_folder(_fetched(text), source=text)
+    if text in packaged_models():
+        return _read_folder(_PACKAGED / text, source=text)
+    folder = Path(text)
+    if not folder.is_dir():
+        raise ModelNotFoundError(
+            f"--model takes a folder with {CONFIG_FILE} and {WEIGHTS_FILE}, a packaged model "
+            f"({', '.join(packaged_models()) or 'none here'}) or a models:/ URI; {text!r} is none of these."
+        )
+    return _read_folder(folder, source=text)
+
+
+def save_model(config: ModelConfig, state_dict: Mapping[str, Tensor], folder: Path, *, card: str = "") -> None:
+    """Write a model folder that `load_model` reads; each file appears whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: value.detach().cpu().contiguous() for name, value in state_dict.items()}
+    _put(folder / WEIGHTS_FILE, save_tensors(tensors))
+    _put(folder / CONFIG_FILE, (json.dumps(config.to_json(), indent=2) + "\n").encode())
+    if card:
+        _put(folder / "MODEL_CARD.md", card.encode())
+
+
+def _put(path: Path, content: bytes) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(content)
+    partial.replace(path)
+
+
+def _read_folder(folder: Path, *, source: str) -> LoadedModel:
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        if not (folder / name).is_file():
+            raise ModelNotFoundError(f"Model {source!r}: {folder} has no {name}. Only safetensors weights are read.")
+    try:
+        config = ModelConfig.from_json(cast(dict[str, Any], json.loads((folder / CONFIG_FILE).read_bytes())))
+        content = (folder / WEIGHTS_FILE).read_bytes()
+        state_dict = load_tensors(content)
+    except Exception as error:
+        raise ModelNotFoundError(f"Model {source!r} in {folder} cannot be read: {error}") from error
+    _require_fit(config, state_dict, source=source)
+    digest = hashlib.sha256(config.canonical_bytes() + b"\0" + hashlib.sha256(content).digest()).hexdigest()
+    card = folder / "MODEL_CARD.md"
+    return LoadedModel(config, state_dict, digest, card.read_text(encoding="utf-8") if card.exists() else "", source)
+
+
+def _require_fit(config: ModelConfig, state_dict: Mapping[str, Tensor], *, source: str) -> None:
+    import torch
+
+    with torch.device("meta"):
+        wanted = {name: tuple(value.shape) for name, value in build_model(config).state_dict().items()}
+    got = {name: tuple(value.shape) for name, value in state_dict.items()}
+    wrong = sorted(name for name in wanted.keys() | got.keys() if wanted.get(name) != got.get(name))
+    if wrong:
+        first = wrong[0]
+        raise ModelNotFoundError(
+            f"Model {source!r}: the weights do not fit the config in {len(wrong)} tensors; the first is {first!r}, wanted "
+            f"{wanted.get(first)}, got {got.get(first)}. Are {CONFIG_FILE} and {WEIGHTS_FILE} of one model?"
+        )
+
+
+def _fetched(uri: str) -> Path:
+    """Local copy of a model version registered in MLflow."""
+    import mlflow.artifacts
+
+    try:
+        return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
+    except Exception as error:
+        raise ModelNotFoundError(
+            f"Model {uri!r} could not be fetched from MLflow: {error}. Check MLFLOW_TRACKING_URI and the name."
+        ) from error
