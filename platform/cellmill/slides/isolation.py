@@ -181,23 +181,19 @@ class _ReaderProcess:
             theirs.close()
             os.close(lifeline_read)
             os.close(memory_fd)
+        self._usage = psutil.Process(self._child.pid)
         self.end = weakref.finalize(self, _end, self._child, ours, lifeline_write)
 
     def ask(self, message: dict[str, Any], *, doing: str, limits: ReaderLimits) -> dict[str, Any]:
         """Send a request and wait for its reply, watching the clock and the child's memory."""
         deadline = time.monotonic() + limits.timeout_seconds
+        self._check_memory(doing, limits)  # quick answers leak too
         try:
             send(self._socket, message)
         except ConnectionError:
             raise self._crashed(doing) from None
         while not select.select([self._socket], [], [], _POLL_SECONDS)[0]:
-            used = self._resident_bytes()
-            if used > limits.memory_bytes:
-                raise ReaderOutOfMemory(
-                    f"The slide reader used {used >> 20} MiB of memory {doing}, more than the "
-                    f"{limits.memory_bytes >> 20} MiB allowed; it was stopped. The file is damaged, or its tiles are "
-                    "too large."
-                )
+            self._check_memory(doing, limits)
             if time.monotonic() > deadline:
                 raise ReaderTimeout(
                     f"The slide reader gave no answer in {limits.timeout_seconds:g} s {doing}; it was stopped."
@@ -207,11 +203,17 @@ class _ReaderProcess:
             raise self._crashed(doing)
         return reply
 
-    def _resident_bytes(self) -> int:
+    def _check_memory(self, doing: str, limits: ReaderLimits) -> None:
         try:
-            return psutil.Process(self._child.pid).memory_info().rss
+            used = self._usage.memory_info().rss
         except psutil.Error:
-            return 0
+            return  # it is gone; the socket will say so
+        if used > limits.memory_bytes:
+            raise ReaderOutOfMemory(
+                f"The slide reader used {used >> 20} MiB of memory {doing}, more than the "
+                f"{limits.memory_bytes >> 20} MiB allowed; it was stopped. The file is damaged, or its tiles are too "
+                "large."
+            )
 
     def _crashed(self, doing: str) -> ReaderCrashed:
         try:
