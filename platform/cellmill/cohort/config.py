@@ -70,6 +70,9 @@ class SegmentCohortConfig:
     max_attempts: int = 3
     """How often a slide may crash or hang its reader, over all runs on the same --out, before it is set aside."""
 
+    reader: str = "cellmill.slides.opening:open_slide"
+    """Function that opens a slide, as module:function; another reader is another such function."""
+
     reader_timeout_seconds: float = 120.0
     """Longest time a slide reader may take for one request, in seconds."""
 

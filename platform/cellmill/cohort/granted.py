@@ -4,7 +4,7 @@ import math
 import os
 from pathlib import Path
 
-__all__ = ["granted_cpus", "granted_memory_bytes"]
+__all__ = ["granted_cpus", "granted_memory_bytes", "pin_threads"]
 
 _CGROUP = Path("/sys/fs/cgroup")
 
@@ -26,6 +26,18 @@ def granted_memory_bytes() -> int:
         if text.isdecimal():
             limits.append(int(text))
     return min(limits)
+
+
+def pin_threads(num_threads: int) -> None:
+    """Hold the libraries of this process to `num_threads`; torch and OpenVINO are told by the model's backend."""
+    import cv2
+    import numba
+    import pyarrow as pa
+
+    cv2.setNumThreads(num_threads)
+    numba.set_num_threads(min(num_threads, numba.get_num_threads()))
+    pa.set_cpu_count(num_threads)
+    pa.set_io_thread_count(max(2, num_threads))
 
 
 def _cpu_quota() -> float | None:

@@ -1,0 +1,153 @@
+"""The work of one field, in two halves that may run in two places: pixels in, instances out.
+
+`read_field` (a CPU worker): FieldTask -> FieldPixels, the pixels of every tile that core and halo touch, and each
+tile's final verdict. `segment_field` (where the model is): FieldPixels -> FieldResult, the cells that the core owns,
+the painted core, the counts. Dense maps never leave `segment_field`. No Ray here.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from cellmill.cohort.plan import FieldTask
+from cellmill.cohort.sources import MapSource
+from cellmill.cohort.tiles import TileGrid, Verdict, count_tiles
+from cellmill.grid import Box, TileGeometry
+from cellmill.instances.decoder import Decoder
+from cellmill.instances.maps import PROB_SCALE, DenseMaps
+from cellmill.instances.measures import measure_cells, paint_core
+from cellmill.slides.model_grid import ModelPixels
+from cellmill.slides.quality import judge_tile
+from cellmill.store.shards import LabelPixels
+from cellmill.store.work import FieldCounts
+from cellmill_schemas.ontology import Ontology
+
+__all__ = ["FieldPixels", "FieldResult", "predict_maps", "read_field", "segment_field"]
+
+_MIN_TILES_AT_ONCE = 16
+"""Tiles copied out and predicted at a time: bounds memory, and is more than any batch needs to be well filled."""
+
+_QUALITY_VERDICTS = {"ok": Verdict.ANALYSED, "pen": Verdict.PEN, "blur": Verdict.BLUR}
+
+
+@dataclass(frozen=True)
+class FieldPixels:
+    """What a field sees of its slide."""
+
+    box: Box
+    """Covers the window of every tile of the field, on the model grid."""
+    pixels: npt.NDArray[np.uint8]  # (H, W, 3) RGB
+    tiles: TileGrid
+    """With the verdicts that pixels decide."""
+
+    def tile(self, window: Box) -> npt.NDArray[np.uint8]:
+        """The pixels of a window inside `box`, as a view."""
+        rows = slice(window.y0 - self.box.y0, window.y1 - self.box.y0)
+        return self.pixels[rows, window.x0 - self.box.x0 : window.x1 - self.box.x0]
+
+
+@dataclass(frozen=True)
+class FieldResult:
+    """What a field found."""
+
+    cells: pa.Table  # cell_schema, the cells whose anchor lies in the core
+    core_mask: LabelPixels  # (core.height, core.width)
+    counts: FieldCounts
+
+
+def read_field(task: FieldTask, read: Callable[[Box], ModelPixels], *, geometry: TileGeometry) -> FieldPixels:
+    """Read a field's pixels and judge its tiles by them.
+
+    Args:
+        task: the field.
+        read: pixels of a box of the slide's model grid.
+        geometry: the model's tiles.
+    """
+    tiles = task.tiles
+    first, last = (
+        geometry.window(tiles.tiles.x0, tiles.tiles.y0),
+        geometry.window(tiles.tiles.x1 - 1, tiles.tiles.y1 - 1),
+    )
+    box = Box(first.x0, first.y0, last.x1, last.y1)
+    found = read(box)
+    seen = FieldPixels(box=box, pixels=found.pixels, tiles=tiles)
+    verdicts = tiles.verdicts.copy()
+    for i, j in tiles.analysed():
+        window = geometry.window(int(i), int(j))
+        verdict = _QUALITY_VERDICTS[judge_tile(seen.tile(window))] if found.is_readable(window) else Verdict.UNREADABLE
+        verdicts[j - tiles.tiles.y0, i - tiles.tiles.x0] = verdict
+    return replace(seen, tiles=TileGrid(tiles.tiles, verdicts))
+
+
+def segment_field(
+    task: FieldTask,
+    seen: FieldPixels,
+    *,
+    source: MapSource,
+    decoder: Decoder,
+    geometry: TileGeometry,
+    ontology: Ontology,
+    batch_size: int,
+) -> FieldResult:
+    """Predict, decode, measure and paint one field.
+
+    Args:
+        task: the field.
+        seen: its pixels and judged tiles.
+        source: the model.
+        decoder: dense maps to instances.
+        geometry: the model's tiles.
+        ontology: the model's classes.
+        batch_size: tiles a forward pass.
+    """
+    started = time.monotonic()
+    facts, core, grid = task.facts, task.field.core, task.facts.grid
+    counts = count_tiles(seen.tiles, owner=core, grid=grid, geometry=geometry)
+    maps = predict_maps(task, seen, source=source, geometry=geometry, ontology=ontology, batch_size=batch_size)
+    instances = decoder.decode(maps)
+    cells = measure_cells(
+        instances,
+        maps,
+        seen.tile(task.window),
+        core=core,
+        grid=grid,
+        analysed=seen.tiles,
+        ontology=ontology,
+        slide_id=facts.slide_id,
+    )
+    core_mask = paint_core(instances, core=core, grid=grid)
+    return FieldResult(cells, core_mask, replace(counts, seconds=time.monotonic() - started))
+
+
+def predict_maps(
+    task: FieldTask,
+    seen: FieldPixels,
+    *,
+    source: MapSource,
+    geometry: TileGeometry,
+    ontology: Ontology,
+    batch_size: int,
+) -> DenseMaps:
+    """Dense maps of core and halo: each pixel from the tile whose core holds it, background where that is excluded."""
+    window = task.window
+    flow = np.zeros((2, window.height, window.width), np.int16)
+    prob = np.zeros((len(ontology) + 1, window.height, window.width), np.uint8)
+    prob[0] = PROB_SCALE
+    indices = seen.tiles.analysed()  # (N, 2)
+    num_at_once = batch_size * -(-_MIN_TILES_AT_ONCE // batch_size)
+    for start in range(0, len(indices), num_at_once):
+        group = indices[start : start + num_at_once]
+        tiles = np.stack([seen.tile(geometry.window(int(i), int(j))) for i, j in group])  # (N, tile, tile, 3)
+        found = source.predict(tiles, slide_id=task.facts.slide_id, tile_indices=group)
+        for number, (i, j) in enumerate(group.tolist()):
+            core = geometry.core(i, j)
+            part = core.clipped(window)
+            inner = (slice(part.y0 - core.y0, part.y1 - core.y0), slice(part.x0 - core.x0, part.x1 - core.x0))
+            outer = (slice(part.y0 - window.y0, part.y1 - window.y0), slice(part.x0 - window.x0, part.x1 - window.x0))
+            flow[:, *outer] = found.flow[number][:, *inner]
+            prob[:, *outer] = found.prob[number][:, *inner]
+    return DenseMaps(flow=flow, prob=prob, origin_px=(window.x0, window.y0))

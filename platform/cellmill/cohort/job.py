@@ -1,0 +1,39 @@
+"""`segment_cohort`: slides in, tables of cells out. Parse, run, report."""
+
+import sys
+from collections.abc import Sequence
+
+from cellmill.arguments import parse_dataclass
+from cellmill.cohort.config import SegmentCohortConfig
+
+__all__ = ["main"]
+
+DONE, UNUSABLE, SOME_FAILED = 0, 2, 3
+"""Exit codes: every slide done; nothing was run, because settings or output cannot be used; some slides failed."""
+
+_DESCRIPTION = """Segment the cells of H&E slides: one table of cells, one label mask and one status a slide. The same
+command on the same --out does only what is missing. Exits 0 when every slide is done, 3 when some failed (the others
+are done, and the reasons are listed), 2 when the settings cannot be used."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the job; returns its exit code."""
+    config = parse_dataclass(SegmentCohortConfig, prog="segment_cohort", description=_DESCRIPTION, arguments=arguments)
+    # Only now: --help and a wrong flag need no torch.
+    from cellmill.cohort.progress import open_progress, print_slides
+    from cellmill.cohort.run import run_cohort
+    from cellmill.cohort.sources import NetworkModel
+    from cellmill.models.loading import load_model
+    from cellmill.store.cellset import CellSet
+    from cellmill.store.errors import StoreError
+
+    try:
+        if config.forget is not None:
+            print_slides([CellSet(config.out).forget(config.forget)], out=config.out, seconds=0.0)
+            return DONE
+        report = run_cohort(config, NetworkModel(load_model(config.model)), progress=open_progress())
+    except (ValueError, StoreError) as error:
+        sys.stderr.write(f"segment_cohort: {error}\n")
+        return UNUSABLE
+    print_slides(report.statuses, out=report.out, seconds=report.seconds)
+    return DONE if report.all_done else SOME_FAILED

@@ -1,0 +1,151 @@
+"""The stages as one streaming Ray dataset: slides in, messages about their fields out.
+
+Consumes `SlideSource`s; produces the `Row`s that the driver acts on. One block is one message, so a slide's fields
+spread over all workers, and what lies in the object store at any time is a few fields a worker: memory depends on the
+field's size and the number of workers, never on slides or cohort.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from cellmill.cohort.context import RunContext
+from cellmill.cohort.manifest import SlideSource
+from cellmill.cohort.rows import Row
+from cellmill.cohort.sources import CohortModel
+from cellmill.cohort.stages import PlanSlide, ReadField, SegmentField
+
+__all__ = ["PoolSizes", "SharedModel", "field_bytes", "pool_sizes", "stream_fields"]
+
+_FIELDS_QUEUED_PER_WORKER = 2
+"""One at work and one ready beside it."""
+
+
+@dataclass(frozen=True)
+class PoolSizes:
+    """How many workers each stage has and what share of a CPU each is booked for, so that all always fit."""
+
+    num_planners: int
+    num_readers: int
+    num_segmenters: int
+    planner_cpus: float
+    reader_cpus: float
+    segmenter_cpus: float
+    segmenter_gpus: float
+
+
+def pool_sizes(
+    *, num_workers: int, threads_per_worker: int, cluster_cpus: float, cluster_gpus: float, device: str
+) -> PoolSizes:
+    """Split a cluster between the stages.
+
+    Segmenting takes nearly all the time on CPUs, so readers are fewer and booked for little; with GPUs the CPUs read.
+    """
+    if device == "cuda":
+        num_segmenters = num_workers or max(1, int(cluster_gpus))
+        num_readers = max(num_segmenters, min(int(cluster_cpus) // 2, 8 * num_segmenters))
+        segmenter_share, reader_share = 0.3, 0.6
+    else:
+        num_segmenters = num_workers or max(1, int(cluster_cpus) // threads_per_worker)
+        num_readers = -(-num_segmenters // 2)
+        segmenter_share, reader_share = 0.8, 0.12
+    num_planners = -(-num_segmenters // 4)
+    return PoolSizes(
+        num_planners=num_planners,
+        num_readers=num_readers,
+        num_segmenters=num_segmenters,
+        planner_cpus=_booking(0.08 * cluster_cpus / num_planners, 1),
+        reader_cpus=_booking(reader_share * cluster_cpus / num_readers, 1),
+        segmenter_cpus=_booking(segmenter_share * cluster_cpus / num_segmenters, threads_per_worker),
+        segmenter_gpus=min(1.0, cluster_gpus / num_segmenters) if device == "cuda" else 0.0,
+    )
+
+
+def field_bytes(context: RunContext) -> int:
+    """Pixels of one field as they travel, at most."""
+    stride = context.geometry.stride_px
+    num_tiles = -(-(context.field_px + 2 * context.decoder.halo_px) // stride) + 1
+    return 3 * (num_tiles * stride + 2 * context.geometry.margin_px) ** 2
+
+
+class SharedModel:
+    """A model put into Ray's object store once; workers on any node take it from there."""
+
+    def __init__(self, model: CohortModel) -> None:
+        import ray
+
+        self._reference: Any = ray.put(model)
+
+    def __call__(self) -> CohortModel:
+        """The model, in a worker."""
+        import ray
+
+        return ray.get(self._reference)
+
+
+def stream_fields(
+    sources: Sequence[SlideSource], context: RunContext, model: Callable[[], CohortModel], sizes: PoolSizes
+) -> Iterator[Row]:
+    """Run the stages over `sources`; yields messages as they come, in no order."""
+    import ray.data
+
+    _quieten(ray.data.DataContext.get_current())
+    plan: Any = _plan_slides  # Ray's type of functions that stream is narrower than what it takes
+    slides = [Row(kind="slide", slide_id=s.slide_id, document={"source": asdict(s)}).to_table() for s in sources]
+    one_by_one: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
+    dataset = (
+        ray.data.from_arrow(slides)
+        .map_batches(
+            plan,
+            fn_kwargs={"context": context},
+            num_cpus=sizes.planner_cpus,
+            compute=ray.data.TaskPoolStrategy(size=sizes.num_planners),
+            **one_by_one,
+        )
+        .map_batches(
+            ReadField,
+            fn_constructor_kwargs={"context": context},
+            num_cpus=sizes.reader_cpus,
+            compute=_actors(sizes.num_readers),
+            **one_by_one,
+        )
+        .map_batches(
+            SegmentField,
+            fn_constructor_kwargs={"context": context, "model": model},
+            num_cpus=sizes.segmenter_cpus,
+            num_gpus=sizes.segmenter_gpus or None,
+            compute=_actors(sizes.num_segmenters),
+            **one_by_one,
+        )
+    )
+    for table in dataset.iter_batches(prefetch_batches=0, **one_by_one):
+        yield Row.of_table(table)
+
+
+def _plan_slides(table: pa.Table, *, context: RunContext) -> Iterator[pa.Table]:
+    """A task, not an actor: planning keeps nothing between slides, and its process can be used again."""
+    yield from PlanSlide(context)(table)
+
+
+def _actors(size: int) -> Any:
+    import ray.data
+
+    return ray.data.ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=_FIELDS_QUEUED_PER_WORKER)
+
+
+def _booking(cpus: float, at_most: float) -> float:
+    """What Ray accepts: four decimals below one CPU, whole CPUs above."""
+    cpus = min(cpus, at_most)
+    return float(int(cpus)) if cpus >= 1 else max(0.0001, int(cpus * 10_000) / 10_000)
+
+
+def _quieten(data_context: Any) -> None:
+    """Our own progress is shown, not Ray Data's; and a block is one message."""
+    data_context.enable_progress_bars = False
+    data_context.print_on_execution_start = False
+    data_context.target_max_block_size = 1
+    for name in ("ray.data", "ray"):
+        logging.getLogger(name).setLevel(logging.ERROR)

@@ -1,0 +1,166 @@
+"""The driver of a run: claims slides, streams their fields, commits each slide as soon as its fields are all in.
+
+In: a configuration and a model. Out: a `RunReport`, one `SlideStatus` a slide. The driver holds no pixels and no cells,
+only which fields of the slides under way are still out.
+"""
+
+import queue
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from cellmill.cohort.committing import CommitQueue
+from cellmill.cohort.config import SegmentCohortConfig
+from cellmill.cohort.context import RunContext, make_context, read_secret
+from cellmill.cohort.ledger import Ledger
+from cellmill.cohort.listing import require_absolute
+from cellmill.cohort.manifest import SlideSource, list_sources
+from cellmill.cohort.pipeline import SharedModel, field_bytes, pool_sizes, stream_fields
+from cellmill.cohort.progress import Progress
+from cellmill.cohort.rows import Row
+from cellmill.cohort.session import inside_ray_job, ray_session
+from cellmill.cohort.sources import CohortModel
+from cellmill.store.cellset import CellSet
+from cellmill_schemas.slides import SlideStatus
+
+__all__ = ["RunReport", "run_cohort"]
+
+SLIDES_AT_ONCE = 256
+"""Slides claimed and streamed together: bounds the driver's memory and the claims it keeps alive, and lets two drivers
+with one list share it."""
+
+_POLL_SECONDS = 0.25
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """How a run ended."""
+
+    statuses: tuple[SlideStatus, ...]
+    """One a slide of the list, in its order."""
+    out: str
+    seconds: float
+
+    @property
+    def all_done(self) -> bool:
+        """Whether every slide is done or done and empty."""
+        return all(status.outcome in ("done", "done_empty") for status in self.statuses)
+
+
+def run_cohort(config: SegmentCohortConfig, model: CohortModel, *, progress: Progress) -> RunReport:
+    """Segment a cohort.
+
+    Raises:
+        ValueError: when the settings cannot be met, before anything is written.
+        StoreError: when the output belongs to another model or configuration, or cannot be written at all.
+    """
+    if inside_ray_job():
+        require_absolute("--out", config.out)
+        for text in config.slides:
+            require_absolute("--slides", text)
+    secret = read_secret(config.pseudonymize)
+    sources = list_sources(config.slides, secret=secret)[: config.max_slides]
+    context = make_context(config, model, device=_device(config.device), secret=secret)
+    cells = CellSet(context.store.url).create_or_open(context.identity)
+    started = time.monotonic()
+    ledger = Ledger(sources, cells, context, progress)
+    try:
+        open_sources = ledger.settle_without_work()
+        if open_sources:
+            _stream(open_sources, ledger, context, model, config)
+    finally:
+        ledger.close()
+        cells.close()
+        progress.close()
+    return RunReport(statuses=ledger.statuses(), out=context.store.url, seconds=time.monotonic() - started)
+
+
+def _stream(
+    sources: Sequence[SlideSource],
+    ledger: Ledger,
+    context: RunContext,
+    model: CohortModel,
+    config: SegmentCohortConfig,
+) -> None:
+    num_workers = config.num_workers
+    with ray_session(object_store_bytes=6 * (num_workers or 8) * field_bytes(context)):
+        import ray
+
+        resources = ray.cluster_resources()
+        sizes = pool_sizes(
+            num_workers=num_workers,
+            threads_per_worker=config.threads_per_worker,
+            cluster_cpus=resources.get("CPU", 1.0),
+            cluster_gpus=resources.get("GPU", 0.0),
+            device=context.device,
+        )
+        shared = SharedModel(model)
+        commits = CommitQueue(context, num_at_once=max(1, sizes.num_segmenters // 2))
+        for start in range(0, len(sources), SLIDES_AT_ONCE):
+            wanted = ledger.claim(sources[start : start + SLIDES_AT_ONCE])
+            # A commit that finds a field missing or at odds with its neighbours sends the slide round again.
+            for _ in range(context.max_attempts):
+                if wanted:
+                    _run_once(stream_fields(wanted, context, shared, sizes), ledger, commits)
+                wanted = ledger.take_redo()
+            ledger.give_up(wanted)
+
+
+def _run_once(messages: Iterator[Row], ledger: Ledger, commits: CommitQueue) -> None:
+    """Act on messages until the stream and the commits it leads to are over."""
+    inbox = _Inbox(messages)
+    while not inbox.is_over() or commits.is_busy():
+        for row in inbox.take():
+            ready = ledger.receive(row)
+            if ready is not None:
+                commits.add(ready)
+        for done in commits.poll():
+            ledger.receive_commit(done)
+        ledger.show()
+
+
+class _Inbox:
+    """Messages collected by a thread, so that commits, claims and progress go on while the stream is quiet."""
+
+    def __init__(self, messages: Iterator[Row]) -> None:
+        self._queue: queue.Queue[Row | BaseException | None] = queue.Queue()
+        self._over = False
+        threading.Thread(target=self._collect, args=(messages,), daemon=True, name="cellmill-messages").start()
+
+    def is_over(self) -> bool:
+        return self._over
+
+    def take(self) -> list[Row]:
+        """What has come since the last call, after waiting a little for the first."""
+        rows: list[Row] = []
+        timeout: float | None = _POLL_SECONDS
+        while not self._over:
+            try:
+                item = self._queue.get(timeout=timeout) if timeout else self._queue.get_nowait()
+            except queue.Empty:
+                break
+            timeout = None
+            if item is None:
+                self._over = True
+            elif isinstance(item, BaseException):
+                raise item
+            else:
+                rows.append(item)
+        else:
+            time.sleep(_POLL_SECONDS)
+        return rows
+
+    def _collect(self, messages: Iterator[Row]) -> None:
+        try:
+            for row in messages:
+                self._queue.put(replace(row, pixels=None))
+            self._queue.put(None)
+        except BaseException as error:  # noqa: BLE001 - raised again by the driver
+            self._queue.put(error)
+
+
+def _device(wanted: str):  # type: ignore[no-untyped-def]
+    from cellmill.models.inference import choose_device
+
+    return choose_device(wanted)  # type: ignore[arg-type]

@@ -1,0 +1,79 @@
+"""Ray for the length of a run: the cluster there is, or a local one started and stopped here.
+
+Inside a Ray job, or with RAY_ADDRESS set, the run joins that cluster. Otherwise Ray starts on this machine with the
+CPUs granted to this process, on loopback, without dashboard, quiet.
+"""
+
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any
+
+from cellmill.cohort.granted import granted_cpus, granted_memory_bytes
+
+__all__ = ["inside_ray_job", "ray_session"]
+
+_MIN_STORE_BYTES = 256 << 20
+
+
+def inside_ray_job() -> bool:
+    """Whether this process is the entrypoint of a `ray job submit`."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+@contextmanager
+def ray_session(*, object_store_bytes: int) -> Generator[None]:
+    """Connect to Ray and leave it as it was found.
+
+    Args:
+        object_store_bytes: what pixels under way need; a local Ray gets that, within a third of the memory granted.
+    """
+    joins_cluster = inside_ray_job() or bool(os.environ.get("RAY_ADDRESS"))
+    if not joins_cluster:
+        # Read when Ray is imported: keep to loopback (no firewall question, nothing to reach from outside), say
+        # nothing to outside servers, and leave C++ messages in Ray's log files.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if joins_cluster:
+        ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), **quiet)
+    else:
+        with _stderr_kept_back():
+            ray.init(
+                address="local",
+                num_cpus=granted_cpus(),
+                include_dashboard=False,
+                object_store_memory=max(_MIN_STORE_BYTES, min(object_store_bytes, granted_memory_bytes() // 3)),
+                **quiet,
+            )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _stderr_kept_back() -> Generator[None]:
+    """Ray's C++ side greets on file descriptor 2 while it starts; show that only where starting fails."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            file.seek(0)
+            os.write(kept, file.read())
+            raise
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)

@@ -1,0 +1,117 @@
+"""Where dense maps come from: the one thing a cohort run asks of a model.
+
+A `CohortModel` is small and travels to the workers; each of them opens it once and gets a `MapSource`: tiles in,
+quantised maps of their cores out. Networks are the usual one; a test's oracle, which knows the truth by position, is
+another, which is why a source is also told whose tiles they are.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from cellmill.grid import TileGeometry
+from cellmill_schemas.ontology import Ontology
+
+if TYPE_CHECKING:
+    # Importing torch takes seconds, and the workers that plan and read never need it.
+    from cellmill.models.inference import DeviceKind, Segmenter, TileMaps
+    from cellmill.models.loading import LoadedModel
+
+__all__ = ["CohortModel", "MapSource", "NetworkModel"]
+
+
+class MapSource(Protocol):
+    """A model ready to work, in one worker."""
+
+    def predict(
+        self, tiles: npt.NDArray[np.uint8], *, slide_id: str, tile_indices: npt.NDArray[np.int64]
+    ) -> "TileMaps":
+        """Maps of the cores of `tiles` (N, tile, tile, 3), which are tiles `tile_indices` (N, 2: column, row)."""
+        ...
+
+
+class CohortModel(Protocol):
+    """A model as a run needs to know it. It is pickled to the workers."""
+
+    @property
+    def name(self) -> str:
+        """What people call it."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """Changes with the weights and the graph."""
+        ...
+
+    @property
+    def ontology(self) -> Ontology:
+        """The classes it tells apart."""
+        ...
+
+    @property
+    def geometry(self) -> TileGeometry:
+        """Its tiles."""
+        ...
+
+    @property
+    def target_mpp(self) -> float:
+        """The scale it was trained at, um/px."""
+        ...
+
+    def open(self, *, device: "DeviceKind", batch_size: int, num_threads: int) -> MapSource:
+        """Make it ready on this worker's device."""
+        ...
+
+
+@dataclass(frozen=True)
+class NetworkModel:
+    """A network with its weights, as `cellmill.models` loads it."""
+
+    loaded: "LoadedModel"
+
+    @property
+    def name(self) -> str:
+        """What people call it."""
+        return self.loaded.config.name
+
+    @property
+    def digest(self) -> str:
+        """Changes with the weights and the graph."""
+        return self.loaded.digest
+
+    @property
+    def ontology(self) -> Ontology:
+        """The classes it tells apart."""
+        return self.loaded.config.ontology
+
+    @property
+    def geometry(self) -> TileGeometry:
+        """Its tiles."""
+        return TileGeometry(tile_px=self.loaded.config.tile_px, margin_px=self.loaded.config.margin_px)
+
+    @property
+    def target_mpp(self) -> float:
+        """The scale it was trained at, um/px."""
+        return self.loaded.config.target_mpp
+
+    def open(self, *, device: "DeviceKind", batch_size: int, num_threads: int) -> MapSource:
+        """Build the network's backend for this worker's device."""
+        from cellmill.models.inference import Segmenter
+
+        segmenter = Segmenter.open(self.loaded, device=device, batch_size=batch_size, num_threads=num_threads)
+        return _NetworkSource(segmenter)
+
+
+class _NetworkSource:
+    """A network looks at pixels and at nothing else."""
+
+    def __init__(self, segmenter: "Segmenter") -> None:
+        self._segmenter = segmenter
+
+    def predict(
+        self, tiles: npt.NDArray[np.uint8], *, slide_id: str, tile_indices: npt.NDArray[np.int64]
+    ) -> "TileMaps":
+        del slide_id, tile_indices
+        return self._segmenter.predict(tiles)
