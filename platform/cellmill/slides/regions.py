@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import shapely
@@ -66,7 +65,10 @@ def _geometries(document: object) -> Iterator[tuple[str, object]]:
         return
     kind = document.get("type")
     if kind == "FeatureCollection":
-        features: Any = document.get("features", ())
+        features: object = document.get("features", ())
+        if not isinstance(features, list):
+            yield "the whole file, which has no list of features", features
+            return
         for index, feature in enumerate(features):
             yield f"feature {index}", feature.get("geometry") if isinstance(feature, dict) else feature
     elif kind == "Feature":

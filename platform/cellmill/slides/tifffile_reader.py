@@ -149,6 +149,8 @@ class TifffileReader:
 
 def _slide_series(file: tifffile.TiffFile) -> tuple[int, tifffile.TiffPageSeries]:
     """The series that is the slide, and its index: the largest that is not a label, macro or thumbnail."""
+    if not file.series:
+        raise tifffile.TiffFileError("no image directory")
     candidates = [
         (index, series)
         for index, series in enumerate(file.series)
