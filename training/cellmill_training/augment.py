@@ -12,13 +12,14 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from cellmill_training.samples import TissueSample, everything
+from cellmill_training.samples import TissueSample
 
 __all__ = [
     "AugmentConfig",
     "Crop",
     "blemished",
     "geometric_crop",
+    "nuclei_shaded",
     "od_of",
     "pink_tissue",
     "restained",
@@ -200,9 +201,16 @@ def blemished(image: npt.NDArray[np.uint8], *, rng: np.random.Generator) -> npt.
     pixels = np.clip(values, 0.0, 255.0).astype(np.uint8)
     if rng.random() < 0.4:
         quality = int(rng.integers(35, 92))
-        encoded = cv2.imencode(".jpg", pixels[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
-        pixels = cv2.imdecode(encoded, cv2.IMREAD_COLOR)[..., ::-1].astype(np.uint8)
+        pixels = _as_jpeg(pixels, quality)
     return np.ascontiguousarray(pixels)
+
+
+def _as_jpeg(pixels: npt.NDArray[np.uint8], quality: int) -> npt.NDArray[np.uint8]:
+    # Channels keep their RGB order; JPEG's luma weights then differ a little, which is variation too.
+    encoded = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
+    decoded = cv2.imdecode(encoded, cv2.IMREAD_COLOR)
+    assert decoded is not None
+    return decoded.astype(np.uint8)
 
 
 def _refocused(values: FloatImage, rng: np.random.Generator) -> FloatImage:
@@ -217,8 +225,3 @@ def _refocused(values: FloatImage, rng: np.random.Generator) -> FloatImage:
         shrunk = cv2.resize(values, (small, small), interpolation=cv2.INTER_AREA)
         return cv2.resize(shrunk, (side, side), interpolation=cv2.INTER_LINEAR).astype(np.float32)
     return values
-
-
-def unknown_like(crop: Crop) -> npt.NDArray[np.uint16]:
-    """Labels that say nothing, in the shape of a crop's."""
-    return np.full_like(crop.allowed, everything())

@@ -1,7 +1,7 @@
 """All training sources found under one folder, with their splits.
 
-The layout is that of the data folder described in `docs/models/training.md`: `nuclei/<set>` and `slides/`. A set that is
-absent is left out with a log line, so that the same recipe runs on what a lab has.
+The layout is that of the data folder described in `docs/models/training.md`: `nuclei/<set>` and `slides/`. A set that
+is absent is left out with a log line, so that the same recipe runs on what a lab has.
 """
 
 import logging

@@ -117,6 +117,7 @@ def train(
     forward: nn.Module | None = None,
     on_checkpoint: Callable[[TrainingState, dict[str, float]], None] | None = None,
     device: torch.device | None = None,
+    agree: Callable[[float], float] | None = None,
 ) -> dict[str, float]:
     """Train until the budget is used.
 
@@ -128,6 +129,8 @@ def train(
         forward: what is called in place of `state.network`, for wrappers such as DistributedDataParallel.
         on_checkpoint: called every `checkpoint_seconds` and at the end, with running means of the loss terms.
         device: where the network is; CPU when not given.
+        agree: maps this worker's seconds to those all workers go by. Workers that judged the budget by their own
+            clocks would end, and report, at different steps and wait for each other for ever.
 
     Returns:
         Running means of the loss terms.
@@ -139,21 +142,22 @@ def train(
     on = device or torch.device("cpu")
     state.network.train()
     means: dict[str, float] = {}
-    last_checkpoint = last_time = time.monotonic()
+    last_checkpoint, last_time = state.seconds, time.monotonic()
     while (progress := config.progress(step=state.step, seconds=state.seconds)) < 1.0:
         _set_rate(state, config, progress)
         batch = next(batches)
         parts = _step(model, state, batch, loss=loss, config=config, device=on)
         now = time.monotonic()
-        state.step, state.seconds, last_time = state.step + 1, state.seconds + now - last_time, now
+        own_seconds = state.seconds + now - last_time
+        state.step, state.seconds, last_time = state.step + 1, agree(own_seconds) if agree else own_seconds, now
         _average(state, config)
         for name, value in _floats(parts).items():
             means[name] = 0.98 * means.get(name, value) + 0.02 * value
         if state.step % config.log_every_steps == 0:
             logger.info("step %d, %.0f s: %s", state.step, state.seconds, _line(means))
-        if on_checkpoint and now - last_checkpoint > config.checkpoint_seconds:
+        if on_checkpoint and state.seconds - last_checkpoint > config.checkpoint_seconds:
             on_checkpoint(state, means)
-            last_checkpoint = time.monotonic()
+            last_checkpoint = state.seconds
     if on_checkpoint:
         on_checkpoint(state, means)
     return means
@@ -173,8 +177,8 @@ def _step(
     if not bool(torch.isfinite(parts.total)):
         raise LossIsNotFiniteError(
             f"The loss at step {state.step} is {float(parts.total)} (detection {float(parts.detection)}, typing "
-            f"{float(parts.typing)}, flow {float(parts.flow)}). Lower learning_rate (now {config.learning_rate}) or look "
-            "for broken labels; the last checkpoint is from before this step."
+            f"{float(parts.typing)}, flow {float(parts.flow)}). Lower learning_rate (now {config.learning_rate}) or "
+            "look for broken labels; the last checkpoint is from before this step."
         )
     state.optimizer.zero_grad(set_to_none=True)
     parts.total.backward()

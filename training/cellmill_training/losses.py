@@ -48,8 +48,8 @@ class CellLoss:
     """Detection (background or some nucleus), type given a nucleus, and flow.
 
     -log P(allowed) is the sum of a detection term and a type term; they are kept apart because only the type term is
-    weighted by class rarity, and because in pixels whose label leaves background open (the body of a macrophage outline,
-    unlabelled stroma) the type counts as much as the network itself believes in a nucleus there.
+    weighted by class rarity, and because in pixels whose label leaves background open (the body of a macrophage
+    outline, unlabelled stroma) the type counts as much as the network itself believes in a nucleus there.
     """
 
     def __init__(self, class_weights: Tensor, *, typing_weight: float = 0.5, flow_weight: float = 4.0) -> None:

@@ -69,6 +69,7 @@ def run_training(
     initial_weights: dict[str, torch.Tensor] | None = None,
     on_checkpoint: Callable[[TrainingState, dict[str, float]], None] | None = None,
     wrap: Callable[[nn.Module], nn.Module] | None = None,
+    agree: Callable[[float], float] | None = None,
     rank: int = 0,
     device: torch.device | None = None,
 ) -> dict[str, float]:
@@ -81,6 +82,7 @@ def run_training(
         initial_weights: a state dict to start from where there is no checkpoint (self-training's second stage).
         on_checkpoint: told after each checkpoint is written.
         wrap: turns the network into a data-parallel one.
+        agree: makes workers go by one clock, see `loop.train`.
         rank: of this worker; only rank 0 writes.
         device: where to train.
     """
@@ -111,4 +113,5 @@ def run_training(
         forward=wrap(state.network) if wrap else None,
         on_checkpoint=keep,
         device=device,
+        agree=agree,
     )

@@ -1,9 +1,9 @@
 """Training samples: one image with what is known about each of its pixels.
 
 Sources disagree about what they know: some have masks without types, some types without masks, some leave stroma
-unlabelled. So a label is not a class but the SET of classes a pixel may have, as bits: bit 0 background, bit 1 + c class
-c of the ontology. All bits set means nothing is known, and the loss is zero there. Flows carry their own mask, because
-an outline may be known to be wrong (merged nuclei, whole cells) where the class is right.
+unlabelled. So a label is not a class but the SET of classes a pixel may have, as bits: bit 0 background, bit 1 + c
+class c of the ontology. All bits set means nothing is known, and the loss is zero there. Flows carry their own mask,
+because an outline may be known to be wrong (merged nuclei, whole cells) where the class is right.
 
 Images are kept at about 0.36 um/px, finer than the model grid, so that random scales around 0.5 um/px never enlarge.
 """

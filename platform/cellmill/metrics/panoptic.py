@@ -1,8 +1,8 @@
 """Detection, segmentation and panoptic quality at IoU 0.5 (Shvetsov et al. 2025, S5.2), and F1 per type.
 
-Consumes two label images of one shape, (H, W) integers with 0 as background; produces counts that add up over images, so
-that a pooled figure is the figure of the sums. At IoU above 0.5 a reference instance has at most one partner and the other
-way round, so matching needs no assignment.
+Consumes two label images of one shape, (H, W) integers with 0 as background; produces counts that add up over images,
+so that a pooled figure is the figure of the sums. At IoU above 0.5 a reference instance has at most one partner and the
+other way round, so matching needs no assignment.
 """
 
 from collections.abc import Mapping, Sequence
@@ -138,9 +138,9 @@ def count_types(
 ) -> dict[str, TypeCounts]:
     """Counts of each type.
 
-    A reference instance may be allowed several types (a source that does not tell neoplastic from epithelial). It counts
-    towards a type only where it is allowed that one alone; where it is allowed several, a prediction within the set is
-    neither a gain nor a loss, and one outside it is a false positive of the type predicted.
+    A reference instance may be allowed several types (a source that does not tell neoplastic from epithelial). It
+    counts towards a type only where it is allowed that one alone; where it is allowed several, a prediction within the
+    set is neither a gain nor a loss, and one outside it is a false positive of the type predicted.
 
     Args:
         match: of one image.

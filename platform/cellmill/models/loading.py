@@ -120,8 +120,8 @@ def _require_fit(config: ModelConfig, state_dict: Mapping[str, Tensor], *, sourc
     if wrong:
         first = wrong[0]
         raise ModelNotFoundError(
-            f"Model {source!r}: the weights do not fit the config in {len(wrong)} tensors; the first is {first!r}, wanted "
-            f"{wanted.get(first)}, got {got.get(first)}. Are {CONFIG_FILE} and {WEIGHTS_FILE} of one model?"
+            f"Model {source!r}: the weights do not fit the config in {len(wrong)} tensors; the first is {first!r}, "
+            f"wanted {wanted.get(first)}, got {got.get(first)}. Are {CONFIG_FILE} and {WEIGHTS_FILE} of one model?"
         )
 
 

@@ -108,14 +108,18 @@ class StudentNetwork(CellNetwork):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
+        # Slow to import and needed by this network only.
         import timm
+        from timm.models import FeatureInfo
 
         self.encoder = timm.create_model(config.encoder, pretrained=False, features_only=True)
-        widths = cast(list[int], self.encoder.feature_info.channels())  # strides 2, 4, 8, 16, 32
+        information = cast(FeatureInfo, self.encoder.feature_info)
+        widths = information.channels()  # strides 2, 4, 8, 16, 32
         decoder = config.decoder_channels
         if len(decoder) != len(widths):
             raise ValueError(
-                f"Encoder {config.encoder!r} has {len(widths)} scales and needs as many decoder_channels, got {decoder}."
+                f"Encoder {config.encoder!r} has {len(widths)} scales and needs as many decoder_channels, "
+                f"got {decoder}."
             )
         # decoder[0] is full resolution, decoder[k] is fused with the encoder's scale k - 1.
         skips = (3, *widths[:-1])

@@ -1,18 +1,18 @@
 """dsb18 (BBBC038 stage 1, tissue images): real masks without types, mostly hematoxylin-like stain only. CC0.
 
-Scale: not stated by the source, and the fields clearly differ in magnification (median nucleus 13 to 52 px across). Each
-parent field is given the um/px at which its median nucleus is 7.5 um across, held within 0.15 to 0.5: an estimate from
-nucleus size, good to perhaps a quarter.
+Scale: not stated by the source, and the fields clearly differ in magnification (median nucleus 13 to 52 px across).
+Each parent field is given the um/px at which its median nucleus is 7.5 um across, held within 0.15 to 0.5: an estimate
+from nucleus size, good to perhaps a quarter.
 """
 
 import csv
 from pathlib import Path
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
 from cellmill_training.samples import BACKGROUND_BIT, Labels, TissueSample, any_class, make_sample
+from cellmill_training.sources.files import read_labels, read_rgb
 from cellmill_training.splits import split_stratified
 
 __all__ = ["MEDIAN_NUCLEUS_UM", "estimated_mpp", "read_dsb18"]
@@ -36,14 +36,14 @@ def read_dsb18(folder: Path) -> list[TissueSample]:
     with (folder / "manifest.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     splits = split_stratified({r["parent_field"]: r["stain_group"] for r in rows}, test_fraction=0.2, num_validation=2)
-    labels = {r["image"]: _read_labels(folder / "labels" / f"{r['image']}.png") for r in rows}
+    labels = {r["image"]: read_labels(folder / "labels" / f"{r['image']}.png") for r in rows}
     scale = {
         field: estimated_mpp(np.concatenate([_areas(labels[r["image"]]) for r in rows if r["parent_field"] == field]))
         for field in splits
     }
     return [
         make_sample(
-            cv2.cvtColor(cv2.imread(str(folder / "images" / f"{r['image']}.png")), cv2.COLOR_BGR2RGB).astype(np.uint8),
+            read_rgb(folder / "images" / f"{r['image']}.png"),
             _labels(labels[r["image"]]),
             mpp=scale[r["parent_field"]],
             name=r["image"],
@@ -53,10 +53,6 @@ def read_dsb18(folder: Path) -> list[TissueSample]:
         )
         for r in rows
     ]
-
-
-def _read_labels(path: Path) -> npt.NDArray[np.int32]:
-    return cv2.imread(str(path), cv2.IMREAD_UNCHANGED).astype(np.int32)
 
 
 def _labels(instances: npt.NDArray[np.int32]) -> Labels:

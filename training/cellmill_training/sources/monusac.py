@@ -2,10 +2,10 @@
 
 Scale: 40x by the source's word, taken as 0.25 um/px. What is here are connected components, not the original polygons:
 touching nuclei of one class are merged, so components are split where their distance transform has several summits, and
-the flows of pieces that stay far from convex are not trained on. "Epithelial" covers neoplastic and epithelial. Macrophage
-outlines are whole cells: inside one, a pixel is macrophage or background, and no flow is known. Other types (stroma
-above all) are unlabelled, so a dark unlabelled pixel away from labelled nuclei may be background, connective or dead; only
-pale pixels and the rim around labelled nuclei are surely background.
+the flows of pieces that stay far from convex are not trained on. "Epithelial" covers neoplastic and epithelial.
+Macrophage outlines are whole cells: inside one, a pixel is macrophage or background, and no flow is known. Other types
+(stroma above all) are unlabelled, so a dark unlabelled pixel away from labelled nuclei may be background, connective or
+dead; only pale pixels and the rim around labelled nuclei are surely background.
 """
 
 import csv
@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cellmill_training.samples import BACKGROUND_BIT, Labels, TissueSample, bits_of, hematoxylin, make_sample
+from cellmill_training.sources.files import read_labels, read_rgb
 from cellmill_training.splits import split_groups
 
 __all__ = ["MONUSAC_MPP", "read_monusac", "split_touching"]
@@ -35,9 +36,9 @@ def read_monusac(folder: Path) -> list[TissueSample]:
     samples: list[TissueSample] = []
     for row in rows:
         name = row["image"]
-        image = cv2.cvtColor(cv2.imread(str(folder / "images" / f"{name}.jpg")), cv2.COLOR_BGR2RGB).astype(np.uint8)
-        components = cv2.imread(str(folder / "labels" / f"{name}_inst.png"), cv2.IMREAD_UNCHANGED).astype(np.int32)
-        classes = cv2.imread(str(folder / "labels" / f"{name}_class.png"), cv2.IMREAD_UNCHANGED).astype(np.uint8)
+        image = read_rgb(folder / "images" / f"{name}.jpg")
+        components = read_labels(folder / "labels" / f"{name}_inst.png")
+        classes = read_labels(folder / "labels" / f"{name}_class.png")
         samples.append(
             make_sample(
                 image,
@@ -52,7 +53,7 @@ def read_monusac(folder: Path) -> list[TissueSample]:
     return samples
 
 
-def _labels(image: npt.NDArray[np.uint8], components: npt.NDArray[np.int32], classes: npt.NDArray[np.uint8]) -> Labels:
+def _labels(image: npt.NDArray[np.uint8], components: npt.NDArray[np.int32], classes: npt.NDArray[np.int32]) -> Labels:
     instances, convex = split_touching(components)
     inside = instances > 0
     allowed = np.where(_surely_background(image, inside), BACKGROUND_BIT, _unlabelled()).astype(np.uint16)
@@ -126,7 +127,8 @@ def _pieces(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int32]:
     single = mask.astype(np.int32)
     if _solidity(mask) > 0.93:
         return single
-    distance = cv2.GaussianBlur(cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, 5), (0, 0), 1.5)
+    inner = cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, 5)
+    distance = cv2.GaussianBlur(inner, (0, 0), 1.5).astype(np.float32)
     reach = max(3, round(0.75 * float(distance.max())))
     summit = cv2.dilate(distance, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1)))
     peaks = (distance >= summit - 1e-4) & (distance > max(2.5, 0.4 * float(distance.max()))) & mask

@@ -20,6 +20,7 @@ from cellmill_training.samples import (
     hematoxylin,
     make_sample,
 )
+from cellmill_training.sources.files import read_rgb
 
 __all__ = ["NUCLS_MPP", "read_nucls"]
 
@@ -33,7 +34,7 @@ def read_nucls(folder: Path) -> list[TissueSample]:
     """The tiles of `folder` (images/, points/), all for training."""
     samples: list[TissueSample] = []
     for path in sorted((folder / "images").glob("*.png")):
-        image = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB).astype(np.uint8)
+        image = read_rgb(path)
         height, width = image.shape[:2]
         instances = np.zeros((height, width), np.int32)
         bits = {0: any_class()}

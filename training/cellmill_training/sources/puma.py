@@ -79,8 +79,7 @@ def _painted(
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint16]]:
     instances = np.zeros(shape, np.int32)
     allowed = np.full(shape, BACKGROUND_BIT, np.uint16)
-    count = 0
-    for feature in features:
+    for count, feature in enumerate(features, start=1):
         name = str(feature["properties"]["classification"]["name"])
         bits = bits_of(_CLASSES[name]) if name in _CLASSES else any_class()
         geometry = feature["geometry"]
@@ -89,7 +88,6 @@ def _painted(
         for polygon in polygons:
             cv2.fillPoly(mask, [np.round(np.array(polygon[0])).astype(np.int32)], 1)
         inside = mask > 0
-        count += 1
         instances[inside] = count
         allowed[inside] = bits
     return instances, allowed

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
 from cellmill_training.samples import BACKGROUND_BIT, Labels, TissueSample, bits_of, everything, make_sample
+from cellmill_training.sources.files import read_rgb
 
-__all__ = ["BRECAHAD_MPP", "read_brecahad", "read_brecahad_image"]
+__all__ = ["BRECAHAD_MPP", "read_brecahad"]
 
 BRECAHAD_MPP = 0.25
 _CLASSES = {
@@ -25,16 +25,11 @@ _CLASSES = {
 _CORE = 0.5
 
 
-def read_brecahad_image(path: Path) -> npt.NDArray[np.uint8]:
-    """RGB pixels of one image."""
-    return cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB).astype(np.uint8)
-
-
 def read_brecahad(folder: Path) -> list[TissueSample]:
     """Images with the types of boxed nuclei: known in the middle of each box, unknown everywhere else."""
     samples: list[TissueSample] = []
     for path in sorted((folder / "images").glob("*.jpg")):
-        image = read_brecahad_image(path)
+        image = read_rgb(path)
         instances = np.zeros(image.shape[:2], np.int32)
         allowed = np.full(image.shape[:2], everything(), np.uint16)
         with (folder / "labels" / f"{path.stem}.csv").open(newline="") as stream:

@@ -1,0 +1,10 @@
+"""Train the student or lite network; see --help.
+
+Settings (`cellmill_training/job.py`) -> sets (`datasets.py`, `sources/`) -> crops (`mixture.py`, `augment.py`) -> loop
+(`loop.py`, `losses.py`) -> model folder.
+"""
+
+from cellmill_training.job import main
+
+if __name__ == "__main__":
+    raise SystemExit(main())
