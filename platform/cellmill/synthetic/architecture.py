@@ -110,7 +110,7 @@ def tissue_depth(x, y, w):
         # A rounded rectangle with a ragged edge: power 4 lies between an ellipse and a box.
         u, v = (x - cx) / (cx - margin), (y - cy) / (cy - margin)
         q = math.sqrt(math.sqrt(u * u * u * u + v * v * v * v))
-        edge = (1.0 - q) * (min(cx, cy) - margin) + (n - 0.5) * 2.2 * margin
+        edge = (1.0 - q) * (min(cx, cy) - margin) + (n - 0.5) * 1.8 * margin
         depth = min(depth, edge)
     return depth
 
@@ -119,13 +119,19 @@ def tissue_depth(x, y, w):
 def territory_at(xw, yw, w):
     """Kind of the territory that holds a warped position, and that territory's hash."""
     pitch = w.territory_um
+    # Territories meet in wandering lines, not in the straight ones of a Voronoi pattern.
+    u, v = 1.6 * xw / pitch, 1.6 * yw / pitch
+    xw, yw = (
+        xw + (vnoise(u, v, w.seed + np.uint64(32)) - 0.5) * 0.8 * pitch,
+        yw + (vnoise(u, v, w.seed + np.uint64(33)) - 0.5) * 0.8 * pitch,
+    )
     ci, cj = np.int64(math.floor(xw / pitch)), np.int64(math.floor(yw / pitch))
     best, found = 1e30, np.uint64(0)
     for j in range(cj - 1, cj + 2):
         for i in range(ci - 1, ci + 2):
             h = hash2(i, j, w.seed + np.uint64(31))
-            px = (i + 0.15 + 0.7 * unit(h, 1)) * pitch - xw
-            py = (j + 0.15 + 0.7 * unit(h, 2)) * pitch - yw
+            px = (i + 0.05 + 0.9 * unit(h, 1)) * pitch - xw
+            py = (j + 0.05 + 0.9 * unit(h, 2)) * pitch - yw
             d = px * px + py * py
             if d < best:
                 best, found = d, h

@@ -4,7 +4,8 @@ Areas and elongations follow the typed outlines of the PUMA dataset (12,368 nucl
 CC0, Schuiveling et al. 2025, GigaScience 14, giaf011). Measured there, median area in um2 / spread of its logarithm /
 median elongation of the minimum bounding rectangle: tumour 24.8 / 0.65 / 1.48, stroma 15.0 / 0.57 / 2.20, lymphocyte
 14.9 / 0.44 / 1.30, apoptosis 11.9 / 0.82 / 1.29, neutrophil 16.2 / 0.49 / 1.45, histiocyte 24.2 / 0.51 / 1.52,
-epithelium 27.8 / 0.58 / 1.68. Spreads are narrowed here because a style's own size factor widens them again from slide to slide.
+epithelium 27.8 / 0.58 / 1.68. Spreads are narrower here because each slide's own size factors widen them again, and
+tumour nuclei are larger because other organs' are (MoNuSAC).
 Stain means overlap on purpose: no type is told by its size and darkness alone.
 """
 

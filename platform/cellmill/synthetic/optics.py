@@ -2,8 +2,8 @@
 """Light and scanner: from stain amounts to 8-bit RGB.
 
 In: amounts (3, H, W) with a margin, a style's colour numbers. Out: uint8 (H, W, 3). Beer-Lambert with the slide's stain
-vectors, a point spread (with the scanner's sharpening folded into the kernel), and sensor noise hashed from the absolute
-pixel. Sums run in one fixed order, so a pixel's bits do not depend on the window.
+vectors, a point spread (with the scanner's sharpening folded into the kernel), and sensor noise hashed from the
+absolute pixel. Sums run in one fixed order, so a pixel's bits do not depend on the window.
 """
 
 import math
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from cellmill.synthetic.noise import hash2, vnoise
 
-__all__ = ["blurred", "gaussian_kernel", "sharpened_kernel", "to_bytes", "transmit"]
+__all__ = ["blurred", "dust", "gaussian_kernel", "sharpened_kernel", "to_bytes", "transmit"]
 
 _LUT_STEP = 1.0 / 1024.0
 _LUT = (10.0 ** (-np.arange(0, 4097) * _LUT_STEP)).astype(np.float32)
@@ -79,7 +79,7 @@ def blurred(light, kernel, margin):
 
 
 @njit(cache=True, nogil=True)
-def to_bytes(light, white, gamma_table, noise, x0, y0, mpp, seed):
+def to_bytes(light, white, gamma_table, noise, x0, y0, seed):
     """Scanner response, glass grain and sensor noise: uint8 (H, W, 3)."""
     _, height, width = light.shape
     image = np.empty((height, width, 3), np.uint8)

@@ -1,8 +1,8 @@
 # ruff: noqa: PLR0917 - compiled kernels: keyword arguments cost time at every call, one return a case
 """From objects to label maps: the outline of a nucleus and who owns a pixel.
 
-In: an object table (see `placement`), a pixel window. Out: per pixel the object's row + 1 (0 outside nuclei) and the
-normalised radius t (below 1 inside). A pixel in two outlines belongs to the one it lies deeper in; what is not
+In: an object table (see `placement`), a pixel window. Out: per pixel the object's row + 1 (0 outside nuclei), and
+how many pixels each object holds and where. A pixel in two outlines belongs to the one it lies deeper in; what is not
 4-connected to the pixel of the centre is cut off, so every label is one component. Nuclei that lose their centre or
 fall under `MIN_AREA_UM2` vanish whole, from picture and truth alike.
 """
@@ -36,6 +36,9 @@ from cellmill.synthetic.placement import (
 __all__ = ["MIN_AREA_UM2", "nucleus_t", "own_pixels"]
 
 MIN_AREA_UM2 = 5.0
+
+# Columns of the pixel statistics of an object, in absolute px; MAX is the last pixel inside.
+COUNT, SUM_X, SUM_Y, MIN_X, MIN_Y, MAX_X, MAX_Y, NUM_STATS = range(8)
 
 
 @njit(cache=True, nogil=True)
@@ -94,17 +97,25 @@ def _paint_object(k, o, labels, depth, x0, y0, mpp):
 
 
 @njit(cache=True, nogil=True)
-def _mark_connected(k, o, labels, keep, stack, x0, y0, mpp):
-    """Mark the pixels of object k that hang together with its centre's pixel; returns how many."""
+def _mark_connected(k, o, labels, keep, stack, x0, y0, mpp, stats):
+    """Mark the pixels of object k that hang together with its centre's pixel, and measure them into `stats`."""
     height, width = labels.shape
     col, row = np.int64(math.floor(o[X] / mpp)) - x0, np.int64(math.floor(o[Y] / mpp)) - y0
     if not (0 <= col < width and 0 <= row < height) or labels[row, col] != k + 1:
-        return 0
-    keep[row, col], count, top = True, 1, 1
+        return
+    stats[MIN_X], stats[MIN_Y] = col + x0, row + y0
+    stats[MAX_X], stats[MAX_Y] = col + x0, row + y0
+    keep[row, col], top = True, 1
     stack[0] = row * width + col
     while top > 0:
         top -= 1
         row, col = stack[top] // width, stack[top] % width
+        x, y = col + x0, row + y0
+        stats[COUNT] += 1
+        stats[SUM_X] += x
+        stats[SUM_Y] += y
+        stats[MIN_X], stats[MIN_Y] = min(stats[MIN_X], x), min(stats[MIN_Y], y)
+        stats[MAX_X], stats[MAX_Y] = max(stats[MAX_X], x), max(stats[MAX_Y], y)
         for step in range(4):
             r = row + (1 if step == 0 else (-1 if step == 1 else 0))
             c = col + (1 if step == 2 else (-1 if step == 3 else 0))
@@ -112,13 +123,11 @@ def _mark_connected(k, o, labels, keep, stack, x0, y0, mpp):
                 keep[r, c] = True
                 stack[top] = r * width + c
                 top += 1
-                count += 1
-    return count
 
 
 @njit(cache=True, nogil=True)
 def own_pixels(objects, x0, y0, width, height, mpp):
-    """Label map (object row + 1), depth map and per-object pixel counts of the window at pixel (x0, y0).
+    """Label map (object row + 1) and per-object pixel statistics of the window at pixel (x0, y0).
 
     Right for objects that lie whole in the window together with all their neighbours.
     """
@@ -128,17 +137,17 @@ def own_pixels(objects, x0, y0, width, height, mpp):
         _paint_object(k, objects[k], labels, depth, x0, y0, mpp)
     keep = np.zeros((height, width), np.bool_)
     stack = np.empty(min(height * width, np.int64((2.0 * MAX_RADIUS_UM / mpp + 3.0) ** 2)), np.int64)
-    areas = np.zeros(objects.shape[0], np.int64)
+    stats = np.zeros((objects.shape[0], NUM_STATS), np.int64)
     for k in range(objects.shape[0]):
-        areas[k] = _mark_connected(k, objects[k], labels, keep, stack, x0, y0, mpp)
+        _mark_connected(k, objects[k], labels, keep, stack, x0, y0, mpp, stats[k])
     for row in range(height):
         for col in range(width):
             k = labels[row, col] - 1
             if k >= 0:
                 least = MIN_AREA_UM2 if objects[k, KIND] < 7 else 0.0
-                if not keep[row, col] or areas[k] * mpp * mpp < least:
+                if not keep[row, col] or stats[k, COUNT] * mpp * mpp < least:
                     labels[row, col], depth[row, col] = 0, np.float32(9.0)
     for k in range(objects.shape[0]):
-        if objects[k, KIND] < 7 and areas[k] * mpp * mpp < MIN_AREA_UM2:
-            areas[k] = 0
-    return labels, depth, areas
+        if objects[k, KIND] < 7 and stats[k, COUNT] * mpp * mpp < MIN_AREA_UM2:
+            stats[k, COUNT] = 0
+    return labels, stats

@@ -1,7 +1,7 @@
 """What makes one slide look unlike the next: stains, scanner, tissue mix.
 
 In: a seed. Out: a frozen `TissueStyle`. Stain vectors are drawn around pairs estimated (Macenko's method) on the real
-H&E images the project is developed with: two open slides, MoNuSAC, NuCLS, BreCaHAD and PUMA images of seven laboratories.
+H&E images the project is developed with: two open slides, MoNuSAC, NuCLS, BreCaHAD and PUMA images.
 """
 
 from dataclasses import dataclass
@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from cellmill.synthetic import architecture as arch
 from cellmill.synthetic.cell_types import KIND_TABLE, NUM_TYPES, KindRow
+from cellmill.synthetic.marks import SlideMarks, draw_marks
 from cellmill.synthetic.placement import kind_chances
 
-__all__ = ["TissueStyle", "draw_style"]
+__all__ = ["TissueStyle", "draw_style", "layout_seed"]
 
 _STAIN_PAIRS = np.array(
     [
@@ -55,6 +56,13 @@ class TissueStyle:
     """Unevenness of the section at the scale of a micrometre."""
     noise: float
     """Standard deviation of the sensor noise in grey levels."""
+    marks: SlideMarks | None = None
+    """Pen and blur; only a slide with an extent has places to put them."""
+
+
+def layout_seed(seed: int) -> np.uint64:
+    """The 64 mixed bits every hash of slide `seed` starts from."""
+    return np.random.SeedSequence([0x1A7, seed & 0xFFFFFFFFFFFFFFFF]).generate_state(1, np.uint64)[0]
 
 
 def _unit_rows(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -80,7 +88,7 @@ def _draw_world(
         territory_um = min(territory_um, 0.28 * min(extent_um))
     cumulative = np.cumsum(mix / mix.sum())
     return arch.World(
-        seed=np.uint64(rng.integers(0, 1 << 63)) ^ np.uint64(seed & 0xFFFFFFFF),
+        seed=layout_seed(seed),
         mix=tuple(float(value) for value in cumulative),  # pyright: ignore[reportArgumentType]
         territory_um=territory_um,
         structure_um=float(rng.uniform(95.0, 165.0)),
@@ -151,4 +159,5 @@ def draw_style(seed: int, *, extent_um: tuple[float, float] | None = None) -> Ti
         gamma=float(np.exp(rng.normal(0.0, 0.07))),
         grain=float(rng.uniform(0.2, 0.8)),
         noise=float(rng.uniform(0.6, 2.4)),
+        marks=draw_marks(seed, extent_um=extent_um) if extent_um else None,
     )
