@@ -5,6 +5,7 @@ tile's final verdict. `segment_field` (where the model is): FieldPixels -> Field
 the painted core, the counts. Dense maps never leave `segment_field`. No Ray here.
 """
 
+import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,20 +17,23 @@ import pyarrow as pa
 from cellmill.cohort.plan import FieldTask
 from cellmill.cohort.sources import MapSource
 from cellmill.cohort.tiles import TileGrid, Verdict, count_tiles
-from cellmill.grid import Box, TileGeometry
-from cellmill.instances.decoder import Decoder
+from cellmill.grid import Box, SlideGrid, TileGeometry
+from cellmill.instances.decoder import Decoder, Instances
 from cellmill.instances.maps import PROB_SCALE, DenseMaps
-from cellmill.instances.measures import measure_cells, paint_core
+from cellmill.instances.measure import SlideKey, measure_cells, paint_core
 from cellmill.slides.model_grid import ModelPixels
 from cellmill.slides.quality import judge_tile
 from cellmill.store.shards import LabelPixels
 from cellmill.store.work import FieldCounts
+from cellmill_schemas.cells import ANCHOR_BITS
 from cellmill_schemas.ontology import Ontology
 
-__all__ = ["FieldPixels", "FieldResult", "predict_maps", "read_field", "segment_field"]
+__all__ = ["FieldPixels", "FieldResult", "predict_maps", "read_field", "segment_field", "slide_hash"]
 
 _MIN_TILES_AT_ONCE = 16
 """Tiles copied out and predicted at a time: bounds memory, and is more than any batch needs to be well filled."""
+
+_MAX_SLIDE_HASH = (1 << (63 - ANCHOR_BITS)) - 1
 
 _QUALITY_VERDICTS = {"ok": Verdict.ANALYSED, "pen": Verdict.PEN, "blur": Verdict.BLUR}
 
@@ -115,11 +119,11 @@ def segment_field(
         seen.tile(task.window),
         core=core,
         grid=grid,
-        analysed=seen.tiles,
         ontology=ontology,
-        slide_id=facts.slide_id,
+        slide=SlideKey(facts.slide_id, slide_hash(facts.slide_id)),
+        analysed=_analysed_pixels(seen.tiles, task.window, geometry),
     )
-    core_mask = paint_core(instances, core=core, grid=grid)
+    core_mask = _paint(instances, core, grid)
     return FieldResult(cells, core_mask, replace(counts, seconds=time.monotonic() - started))
 
 
@@ -151,3 +155,30 @@ def predict_maps(
             flow[:, *outer] = found.flow[number][:, *inner]
             prob[:, *outer] = found.prob[number][:, *inner]
     return DenseMaps(flow=flow, prob=prob, origin_px=(window.x0, window.y0))
+
+
+def slide_hash(slide_id: str) -> int:
+    """The part of a `cell_id` that tells slides apart: 15 bits, never 0."""
+    digest = hashlib.sha256(slide_id.encode("utf-8")).digest()
+    return 1 + int.from_bytes(digest[:8], "little") % _MAX_SLIDE_HASH
+
+
+def _paint(instances: Instances, core: Box, grid: SlideGrid) -> LabelPixels:
+    """The mask of the whole core, which may reach past the slide and so past the window."""
+    inside = core.clipped(grid.box)
+    painted = paint_core(instances, inside, grid)
+    if inside == core:
+        return painted  # type: ignore[return-value]
+    whole = np.zeros((core.height, core.width), painted.dtype)
+    whole[: inside.height, : inside.width] = painted
+    return whole  # type: ignore[return-value]
+
+
+def _analysed_pixels(tiles: TileGrid, window: Box, geometry: TileGeometry) -> npt.NDArray[np.bool_] | None:
+    """Which pixels of the window were analysed (H, W); None where all were."""
+    analysed = tiles.verdicts == Verdict.ANALYSED  # (rows, columns)
+    if analysed.all():
+        return None
+    x = np.arange(window.x0, window.x1) // geometry.stride_px - tiles.tiles.x0
+    y = np.arange(window.y0, window.y1) // geometry.stride_px - tiles.tiles.y0
+    return analysed[y[:, None], x[None, :]]

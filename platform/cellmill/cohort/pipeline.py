@@ -6,19 +6,23 @@ field's size and the number of workers, never on slides or cohort.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
+from cellmill.cohort.committing import CommitQueue
 from cellmill.cohort.context import RunContext
+from cellmill.cohort.engine import Commits, Engine, slide_rows
 from cellmill.cohort.manifest import SlideSource
 from cellmill.cohort.rows import Row
+from cellmill.cohort.session import ray_session
 from cellmill.cohort.sources import CohortModel
 from cellmill.cohort.stages import PlanSlide, ReadField, SegmentField
 
-__all__ = ["PoolSizes", "SharedModel", "field_bytes", "pool_sizes", "stream_fields"]
+__all__ = ["PoolSizes", "SharedModel", "field_bytes", "pool_sizes", "ray_engine"]
 
 _FIELDS_QUEUED_PER_WORKER = 2
 """One at work and one ready beside it."""
@@ -86,43 +90,64 @@ class SharedModel:
         return ray.get(self._reference)
 
 
-def stream_fields(
-    sources: Sequence[SlideSource], context: RunContext, model: Callable[[], CohortModel], sizes: PoolSizes
-) -> Iterator[Row]:
-    """Run the stages over `sources`; yields messages as they come, in no order."""
-    import ray.data
+@contextmanager
+def ray_engine(context: RunContext, model: CohortModel, num_workers: int) -> Generator[Engine]:
+    """Run on the Ray cluster there is, or on a local one for the length of the run."""
+    with ray_session(object_store_bytes=3 * _FIELDS_QUEUED_PER_WORKER * (num_workers or 8) * field_bytes(context)):
+        import ray
 
-    _quieten(ray.data.DataContext.get_current())
-    plan: Any = _plan_slides  # Ray's type of functions that stream is narrower than what it takes
-    slides = [Row(kind="slide", slide_id=s.slide_id, document={"source": asdict(s)}).to_table() for s in sources]
-    one_by_one: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
-    dataset = (
-        ray.data.from_arrow(slides)
-        .map_batches(
-            plan,
-            fn_kwargs={"context": context},
-            num_cpus=sizes.planner_cpus,
-            compute=ray.data.TaskPoolStrategy(size=sizes.num_planners),
-            **one_by_one,
+        resources = ray.cluster_resources()
+        sizes = pool_sizes(
+            num_workers=num_workers,
+            threads_per_worker=context.threads_per_worker,
+            cluster_cpus=resources.get("CPU", 1.0),
+            cluster_gpus=resources.get("GPU", 0.0),
+            device=context.device,
         )
-        .map_batches(
-            ReadField,
-            fn_constructor_kwargs={"context": context},
-            num_cpus=sizes.reader_cpus,
-            compute=_actors(sizes.num_readers),
-            **one_by_one,
+        yield _RayEngine(context, model, sizes)
+
+
+class _RayEngine:
+    def __init__(self, context: RunContext, model: CohortModel, sizes: PoolSizes) -> None:
+        self.commits: Commits = CommitQueue(context, num_at_once=max(1, sizes.num_segmenters // 2))
+        self._context = context
+        self._model = SharedModel(model)
+        self._sizes = sizes
+
+    def stream(self, sources: Sequence[SlideSource]) -> Iterator[Row]:
+        import ray.data
+
+        _quieten(ray.data.DataContext.get_current())
+        sizes, context = self._sizes, self._context
+        plan: Any = _plan_slides  # Ray's type of functions that stream is narrower than what it takes
+        one_by_one: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
+        dataset = (
+            ray.data.from_arrow(slide_rows(sources))
+            .map_batches(
+                plan,
+                fn_kwargs={"context": context},
+                num_cpus=sizes.planner_cpus,
+                compute=ray.data.TaskPoolStrategy(size=sizes.num_planners),
+                **one_by_one,
+            )
+            .map_batches(
+                ReadField,
+                fn_constructor_kwargs={"context": context},
+                num_cpus=sizes.reader_cpus,
+                compute=_actors(sizes.num_readers),
+                **one_by_one,
+            )
+            .map_batches(
+                SegmentField,
+                fn_constructor_kwargs={"context": context, "model": self._model},
+                num_cpus=sizes.segmenter_cpus,
+                num_gpus=sizes.segmenter_gpus or None,
+                compute=_actors(sizes.num_segmenters),
+                **one_by_one,
+            )
         )
-        .map_batches(
-            SegmentField,
-            fn_constructor_kwargs={"context": context, "model": model},
-            num_cpus=sizes.segmenter_cpus,
-            num_gpus=sizes.segmenter_gpus or None,
-            compute=_actors(sizes.num_segmenters),
-            **one_by_one,
-        )
-    )
-    for table in dataset.iter_batches(prefetch_batches=0, **one_by_one):
-        yield Row.of_table(table)
+        for table in dataset.iter_batches(prefetch_batches=0, **one_by_one):
+            yield Row.of_table(table)
 
 
 def _plan_slides(table: pa.Table, *, context: RunContext) -> Iterator[pa.Table]:

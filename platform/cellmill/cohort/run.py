@@ -10,16 +10,16 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from cellmill.cohort.committing import CommitQueue
 from cellmill.cohort.config import SegmentCohortConfig
-from cellmill.cohort.context import RunContext, make_context, read_secret
+from cellmill.cohort.context import make_context, read_secret
+from cellmill.cohort.engine import Commits, Engine, EngineFactory
 from cellmill.cohort.ledger import Ledger
 from cellmill.cohort.listing import require_absolute
 from cellmill.cohort.manifest import SlideSource, list_sources
-from cellmill.cohort.pipeline import SharedModel, field_bytes, pool_sizes, stream_fields
+from cellmill.cohort.pipeline import ray_engine
 from cellmill.cohort.progress import Progress
 from cellmill.cohort.rows import Row
-from cellmill.cohort.session import inside_ray_job, ray_session
+from cellmill.cohort.session import inside_ray_job
 from cellmill.cohort.sources import CohortModel
 from cellmill.store.cellset import CellSet
 from cellmill_schemas.slides import SlideStatus
@@ -48,8 +48,16 @@ class RunReport:
         return all(status.outcome in ("done", "done_empty") for status in self.statuses)
 
 
-def run_cohort(config: SegmentCohortConfig, model: CohortModel, *, progress: Progress) -> RunReport:
+def run_cohort(
+    config: SegmentCohortConfig, model: CohortModel, *, progress: Progress, engine: EngineFactory = ray_engine
+) -> RunReport:
     """Segment a cohort.
+
+    Args:
+        config: the settings.
+        model: where dense maps come from.
+        progress: what the user sees.
+        engine: what executes the stages.
 
     Raises:
         ValueError: when the settings cannot be met, before anything is written.
@@ -68,7 +76,8 @@ def run_cohort(config: SegmentCohortConfig, model: CohortModel, *, progress: Pro
     try:
         open_sources = ledger.settle_without_work()
         if open_sources:
-            _stream(open_sources, ledger, context, model, config)
+            with engine(context, model, config.num_workers) as running:
+                _work_through(open_sources, running, ledger, max_rounds=context.max_attempts)
     finally:
         ledger.close()
         cells.close()
@@ -76,38 +85,18 @@ def run_cohort(config: SegmentCohortConfig, model: CohortModel, *, progress: Pro
     return RunReport(statuses=ledger.statuses(), out=context.store.url, seconds=time.monotonic() - started)
 
 
-def _stream(
-    sources: Sequence[SlideSource],
-    ledger: Ledger,
-    context: RunContext,
-    model: CohortModel,
-    config: SegmentCohortConfig,
-) -> None:
-    num_workers = config.num_workers
-    with ray_session(object_store_bytes=6 * (num_workers or 8) * field_bytes(context)):
-        import ray
-
-        resources = ray.cluster_resources()
-        sizes = pool_sizes(
-            num_workers=num_workers,
-            threads_per_worker=config.threads_per_worker,
-            cluster_cpus=resources.get("CPU", 1.0),
-            cluster_gpus=resources.get("GPU", 0.0),
-            device=context.device,
-        )
-        shared = SharedModel(model)
-        commits = CommitQueue(context, num_at_once=max(1, sizes.num_segmenters // 2))
-        for start in range(0, len(sources), SLIDES_AT_ONCE):
-            wanted = ledger.claim(sources[start : start + SLIDES_AT_ONCE])
-            # A commit that finds a field missing or at odds with its neighbours sends the slide round again.
-            for _ in range(context.max_attempts):
-                if wanted:
-                    _run_once(stream_fields(wanted, context, shared, sizes), ledger, commits)
-                wanted = ledger.take_redo()
-            ledger.give_up(wanted)
+def _work_through(sources: Sequence[SlideSource], engine: Engine, ledger: Ledger, *, max_rounds: int) -> None:
+    for start in range(0, len(sources), SLIDES_AT_ONCE):
+        wanted = ledger.claim(sources[start : start + SLIDES_AT_ONCE])
+        # A commit that finds a field missing or at odds with its neighbours sends the slide round again.
+        for _ in range(max_rounds):
+            if wanted:
+                _run_once(engine.stream(wanted), ledger, engine.commits)
+            wanted = ledger.take_redo()
+        ledger.give_up(wanted)
 
 
-def _run_once(messages: Iterator[Row], ledger: Ledger, commits: CommitQueue) -> None:
+def _run_once(messages: Iterator[Row], ledger: Ledger, commits: Commits) -> None:
     """Act on messages until the stream and the commits it leads to are over."""
     inbox = _Inbox(messages)
     while not inbox.is_over() or commits.is_busy():

@@ -194,6 +194,11 @@ class ReadField(_Stage):
         }
         yield Row(kind="pixels", slide_id=row.slide_id, document=document, pixels=seen.pixels)
 
+    def close(self) -> None:
+        """Close the slides kept open."""
+        while self._slides:
+            self._slides.popitem()[1].close()
+
     def _slide(self, source: SlideSource, task: FieldTask) -> IsolatedSlide:
         key = (source.url, task.facts.slide_fingerprint)
         if key in self._slides:

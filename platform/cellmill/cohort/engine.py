@@ -1,0 +1,99 @@
+"""What a run needs of whatever executes it, and the simplest one: everything here, one thing after another.
+
+Ray (`pipeline`) is the engine of every real run. The serial engine calls the same stages in this process; it is Ray's
+twin in tests and the way to step through a run with a debugger.
+"""
+
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict
+from typing import Protocol
+
+import pyarrow as pa
+
+from cellmill.cohort.committing import CommitResult, SlideCommit, commit
+from cellmill.cohort.context import RunContext
+from cellmill.cohort.manifest import SlideSource
+from cellmill.cohort.rows import Row
+from cellmill.cohort.sources import CohortModel
+from cellmill.cohort.stages import PlanSlide, ReadField, SegmentField
+
+__all__ = ["Commits", "Engine", "EngineFactory", "serial_engine", "slide_rows"]
+
+
+class Commits(Protocol):
+    """Commits under way."""
+
+    def add(self, order: SlideCommit) -> None:
+        """Commit this slide when there is room."""
+        ...
+
+    def is_busy(self) -> bool:
+        """Whether any commit is waiting, running or not yet polled."""
+        ...
+
+    def poll(self) -> list[CommitResult]:
+        """Results that have come since the last call."""
+        ...
+
+
+class Engine(Protocol):
+    """Executes the stages and commits of one run."""
+
+    commits: Commits
+
+    def stream(self, sources: Sequence[SlideSource]) -> Iterator[Row]:
+        """Run the stages over `sources`; yields messages as they come, in any order."""
+        ...
+
+
+EngineFactory = Callable[[RunContext, CohortModel, int], AbstractContextManager[Engine]]
+"""Starts an engine for a context, a model and a number of workers (0: all there are), and ends it."""
+
+
+def slide_rows(sources: Iterable[SlideSource]) -> list[pa.Table]:
+    """The first messages: slides to be planned."""
+    return [Row(kind="slide", slide_id=s.slide_id, document={"source": asdict(s)}).to_table() for s in sources]
+
+
+@contextmanager
+def serial_engine(context: RunContext, model: CohortModel, num_workers: int) -> Generator[Engine]:
+    """Run everything in this process; `num_workers` has no meaning here."""
+    del num_workers
+    engine = _SerialEngine(context, model)
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+class _SerialEngine:
+    def __init__(self, context: RunContext, model: CohortModel) -> None:
+        self.commits: Commits = _SerialCommits(context)
+        self._plan, self._read = PlanSlide(context), ReadField(context)
+        self._segment = SegmentField(context, lambda: model)
+
+    def stream(self, sources: Sequence[SlideSource]) -> Iterator[Row]:
+        for slide in slide_rows(sources):
+            for planned in self._plan(slide):
+                for pixels in self._read(planned):
+                    yield from map(Row.of_table, self._segment(pixels))
+
+    def close(self) -> None:
+        self._read.close()
+
+
+class _SerialCommits:
+    def __init__(self, context: RunContext) -> None:
+        self._context = context
+        self._results: list[CommitResult] = []
+
+    def add(self, order: SlideCommit) -> None:
+        self._results.append(commit(order, self._context))
+
+    def is_busy(self) -> bool:
+        return bool(self._results)
+
+    def poll(self) -> list[CommitResult]:
+        results, self._results = self._results, []
+        return results
