@@ -113,7 +113,10 @@ class ClaimBook:
             held = self._held.pop(slide_id, None)
             lost = slide_id in self._lost
             if held is not None and not lost and self._store.exists(held[0]):
-                self._store.put(held[0], _encode(replace(held[1], released=True)))
+                try:
+                    self._store.put(held[0], _encode(replace(held[1], released=True)))
+                except OutputError:
+                    self._store.delete(held[0])  # a full disk still lets go
 
     def drop(self, slide_id: str) -> None:
         """Stop the heartbeat and remove the slide's claims: its last trace in the work folder."""
