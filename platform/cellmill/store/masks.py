@@ -16,10 +16,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
-import zarr
-from zarr.codecs import ZstdCodec
-from zarr.core.buffer import Buffer
-from zarr.storage import MemoryStore
 
 from cellmill.grid import Box, SlideGrid
 from cellmill.store.layout import mask_prefix, mask_shard_key
@@ -253,6 +249,12 @@ def _levels(grid: SlideGrid, *, shard_px: int) -> list[_Level]:
 
 def _array_metadata(level: _Level, dtype: np.dtype) -> bytes:
     """The array's `zarr.json`, as zarr itself writes it."""
+    # Only a commit needs zarr, which takes longer to import than a worker to write a part.
+    import zarr  # noqa: PLC0415
+    from zarr.codecs import ZstdCodec  # noqa: PLC0415
+    from zarr.core.buffer import Buffer  # noqa: PLC0415
+    from zarr.storage import MemoryStore  # noqa: PLC0415
+
     objects: dict[str, Buffer] = {}
     zarr.create_array(
         MemoryStore(objects),
