@@ -99,6 +99,18 @@ def test_pixels_are_those_of_pillows_bicubic(shared_data):
     reader.close()
 
 
+def test_parts_that_are_wanted_are_the_same_and_the_rest_may_stay_white(reader, wholes):
+    mpp = SCALES[1]
+    wanted = [Box(100, 100, 300, 300), Box(290, 90, 400, 120)]
+    read = ModelGridReader(reader, grid_of(reader, mpp)).read(Box(-20, -20, 600, 550), wanted=wanted)
+    for box in wanted:
+        np.testing.assert_array_equal(
+            read.pixels[box.y0 + 20 : box.y1 + 20, box.x0 + 20 : box.x1 + 20],
+            wholes[mpp][box.y0 : box.y1, box.x0 : box.x1],
+        )
+    assert (read.pixels[540:] == 255).all()
+
+
 def test_a_slide_at_the_target_scale_is_copied(shared_data):
     reader = open_slide(shared_data / "slides" / "HE_example.ome.tif")
     pixels = ModelGridReader(reader, grid_of(reader, (0.5, 0.5))).read(Box(0, 0, 1380, 1484)).pixels

@@ -106,6 +106,13 @@ def test_a_region_that_cannot_be_read_counts_as_tissue_so_that_reading_reports_i
     assert found.tiles[:, 6:].all()
 
 
+@pytest.mark.parametrize("size", [(1, 1), (16, 16), (1, 700), (193, 5)])
+def test_slides_smaller_than_a_tile_are_judged_like_others(size):
+    width, height = size
+    assert tissue_of(painted(GLASS[1], width=width, height=height)).num_tiles == 0
+    assert tissue_of(painted(PINK, width=width, height=height)).tiles.all()
+
+
 def test_without_tissue_detection_every_tile_is_analysed():
     found = tissue_of(painted((255, 255, 255)), mode="none")
     assert found.tiles.all()

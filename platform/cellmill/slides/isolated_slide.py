@@ -1,5 +1,6 @@
 """One slide, opened apart: what the cohort run asks of a slide, from path to tile decisions and pixels."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -66,9 +67,9 @@ class IsolatedSlide:
         """Which tiles are analysed, see `cellmill.slides.tissue.find_tissue`."""
         return find_tissue(self._reader, self.grid, tiles, mode=mode)
 
-    def read(self, box: Box) -> ModelPixels:
+    def read(self, box: Box, *, wanted: Iterable[Box] | None = None) -> ModelPixels:
         """Pixels of a box on the model grid, see `ModelGridReader.read`."""
-        return self._model_grid.read(box)
+        return self._model_grid.read(box, wanted=wanted)
 
     def close(self) -> None:
         """End the child process."""

@@ -7,6 +7,7 @@ same pixels of the whole read.
 """
 
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,8 +22,8 @@ __all__ = ["BLOCK_PX", "ModelGridReader", "ModelPixels", "choose_level"]
 
 BLOCK_PX = 512
 """Side of a native block."""
-_CHUNK_PX = 512
-"""Side of what is resampled at once: bounds memory whatever the window."""
+_CHUNK_PX = 256
+"""Side of what is resampled at once: bounds memory whatever the window, and is what can be left out of it."""
 _MIN_CACHED_BLOCKS = 64
 
 
@@ -65,8 +66,13 @@ class ModelGridReader:
         self._blocks: OrderedDict[tuple[int, int], NDArray[np.uint8] | None] = OrderedDict()
         self._num_cached = _MIN_CACHED_BLOCKS
 
-    def read(self, box: Box) -> ModelPixels:
-        """Pixels of `box`; it may reach outside the slide, where everything is white."""
+    def read(self, box: Box, *, wanted: Iterable[Box] | None = None) -> ModelPixels:
+        """Pixels of `box`; it may reach outside the slide, where everything is white.
+
+        Args:
+            box: what to read, on the model grid.
+            wanted: parts of it that are needed, all where None; the rest may be left white and unread.
+        """
         pixels = np.full((box.height, box.width, 3), 255, np.uint8)
         inside = box.clipped(self._grid.box)
         if inside.area == 0:
@@ -75,9 +81,12 @@ class ModelGridReader:
         # A row of chunks shares its blocks with the next: keep two rows of them.
         self._num_cached = max(_MIN_CACHED_BLOCKS, 2 * _blocks_across(taps_x) * self._blocks_down_a_chunk())
         bad_blocks: set[tuple[int, int]] = set()
+        needed = None if wanted is None else list(wanted)
         for y0 in range(inside.y0, inside.y1, _CHUNK_PX):
             for x0 in range(inside.x0, inside.x1, _CHUNK_PX):
                 chunk = Box(x0, y0, min(x0 + _CHUNK_PX, inside.x1), min(y0 + _CHUNK_PX, inside.y1))
+                if needed is not None and not any(chunk.clipped(part).area for part in needed):
+                    continue
                 pixels[chunk.y0 - box.y0 : chunk.y1 - box.y0, chunk.x0 - box.x0 : chunk.x1 - box.x0] = self._chunk(
                     chunk, bad_blocks
                 )

@@ -118,7 +118,7 @@ def tissue_mask(overview: Overview) -> tuple[NDArray[np.bool_], int]:
     mask = np.asarray(cv2.morphologyEx(mask, cv2.MORPH_CLOSE, _disc(_CLOSING_UM, overview)), np.uint8)
     pixel_um2 = overview.mpp_x * overview.mpp_y
     mask = _without_small(mask, min_px=_MIN_OBJECT_UM2 / pixel_um2)
-    mask = 1 - _without_small(1 - mask, min_px=_MAX_HOLE_UM2 / pixel_um2, keep_at_border=True)
+    mask = 1 - _without_small(1 - mask, min_px=_MAX_HOLE_UM2 / pixel_um2)
     grown = np.asarray(cv2.dilate(mask, _disc(_GROW_UM, overview)), np.bool_)
     return grown | overview.unreadable, threshold
 
@@ -145,14 +145,13 @@ def _disc(radius_um: float, overview: Overview) -> NDArray[np.uint8]:
     return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius_x + 1, 2 * radius_y + 1)).astype(np.uint8)
 
 
-def _without_small(mask: NDArray[np.uint8], *, min_px: float, keep_at_border: bool = False) -> NDArray[np.uint8]:
-    """The mask without its components of fewer than `min_px` pixels; those cut by the border may be larger."""
+def _without_small(mask: NDArray[np.uint8], *, min_px: float) -> NDArray[np.uint8]:
+    """The mask without its components of fewer than `min_px` pixels; those the border cuts may be larger than seen."""
     _, found, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=4)
     labels = np.asarray(found, np.int32)
     keep = (stats[:, cv2.CC_STAT_AREA] >= min_px).astype(np.uint8)
-    if keep_at_border:
-        for border in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
-            keep[border] = 1
+    for border in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
+        keep[border] = 1
     keep[0] = 0
     return keep[labels]
 
