@@ -114,7 +114,7 @@ class CellSet:
         self._claims.check(facts.slide_id)
         status = self.check_unchanged(facts.slide_id, slide_fingerprint=facts.slide_fingerprint)
         if status is not None and status.outcome in _DONE:
-            self._end_work(facts.slide_id)  # a commit killed between its last two steps leaves it
+            self.end_slide(facts.slide_id)  # a commit killed between its last two steps leaves it
             return None
         work = SlideWork(
             facts=facts,
@@ -148,13 +148,17 @@ class CellSet:
     ) -> SlideStatus:
         """Commit the slide, see `cellmill.store.commit.commit_slide`, then remove its work folder and the claim."""
         self._claims.check(work.slide_id)
-        self.store.sweep("cells", name=f"{work.slide_id}.parquet")
-        self.store.sweep("slides", name=f"{work.slide_id}.json")
         status = commit_slide(
             self.store, work, planned=planned, elsewhere=elsewhere, reasons=reasons, num_attempts=num_attempts
         )
-        self._end_work(work.slide_id)
+        self.end_slide(work.slide_id)
         return status
+
+    def end_slide(self, slide_id: str) -> None:
+        """Remove the work folder of a slide that has its final status, and this driver's claim with it."""
+        remove_work(self.store, slide_id)
+        self._claims.drop(slide_id)
+        self.store.delete_tree(work_prefix(slide_id))
 
     # ------------------------------------------------------------------------------------------------- statuses
 
@@ -214,13 +218,7 @@ class CellSet:
             for folder in ("cells", "rescored"):
                 self.store.sweep(folder, name=f"{slide_id}.parquet")
             self.refresh_slides_table()
-            self._end_work(slide_id)
+            self.end_slide(slide_id)
         finally:
             self.release(slide_id)
         return status
-
-    def _end_work(self, slide_id: str) -> None:
-        """Remove the work folder and the claim."""
-        remove_work(self.store, slide_id)
-        self._claims.drop(slide_id)
-        self.store.delete_tree(work_prefix(slide_id))

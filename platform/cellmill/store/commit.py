@@ -68,6 +68,8 @@ def commit_slide(
         OutputError: when storage refuses; run again.
     """
     started = time.perf_counter()
+    for folder, name in (("cells", f"{work.slide_id}.parquet"), ("slides", f"{work.slide_id}.json")):
+        store.sweep(folder, name=name)  # what a killed commit left on a local disk
     parts = _parts_of(store, work, planned)
     mask = MaskWriter(store, slide_id=work.slide_id, grid=work.grid, field_px=work.field_px)
     mask.write_pyramid(_present_shards(store, work, parts))

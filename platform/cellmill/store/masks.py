@@ -250,10 +250,10 @@ def _levels(grid: SlideGrid, *, shard_px: int) -> list[_Level]:
 def _array_metadata(level: _Level, dtype: np.dtype) -> bytes:
     """The array's `zarr.json`, as zarr itself writes it."""
     # Only a commit needs zarr, which takes longer to import than a worker to write a part.
-    import zarr  # noqa: PLC0415
-    from zarr.codecs import ZstdCodec  # noqa: PLC0415
-    from zarr.core.buffer import Buffer  # noqa: PLC0415
-    from zarr.storage import MemoryStore  # noqa: PLC0415
+    import zarr
+    from zarr.codecs import ZstdCodec
+    from zarr.core.buffer import Buffer
+    from zarr.storage import MemoryStore
 
     objects: dict[str, Buffer] = {}
     zarr.create_array(
