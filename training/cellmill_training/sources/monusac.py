@@ -123,7 +123,7 @@ def _solidity(mask: npt.NDArray[np.bool_]) -> float:
 
 
 def _pieces(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int32]:
-    """Watershed of one component from the summits of its smoothed distance transform."""
+    """One component, parted between the summits of its smoothed distance transform."""
     single = mask.astype(np.int32)
     if _solidity(mask) > 0.93:
         return single
@@ -132,21 +132,20 @@ def _pieces(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int32]:
     reach = max(3, round(0.75 * float(distance.max())))
     summit = cv2.dilate(distance, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1)))
     peaks = (distance >= summit - 1e-4) & (distance > max(2.5, 0.4 * float(distance.max()))) & mask
-    num_seeds, seeds = cv2.connectedComponents(peaks.astype(np.uint8))
+    num_seeds, _, _, centers = cv2.connectedComponentsWithStats(peaks.astype(np.uint8))
     if num_seeds <= 2:
         return single
-    return _nearest_seed(mask, distance, seeds.astype(np.int32))
+    return _power_cells(mask, inner, centers[1:])
 
 
-def _nearest_seed(
-    mask: npt.NDArray[np.bool_], distance: npt.NDArray[np.float32], seeds: npt.NDArray[np.int32]
+def _power_cells(
+    mask: npt.NDArray[np.bool_], inner: npt.NDArray[np.floating], centers_xy: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.int32]:
-    relief = np.repeat((255 - 255 * distance / float(distance.max())).astype(np.uint8)[..., None], 3, axis=2)
-    markers = seeds.copy()
-    outside = int(seeds.max()) + 1
-    markers[~mask] = outside
-    flooded = cv2.watershed(relief, markers)
-    # Watershed lines (-1) inside the mask go to whichever neighbour is largest: one pixel wide, no meaning.
-    filled = cv2.dilate(np.where(flooded == outside, 0, flooded).clip(0).astype(np.float32), np.ones((3, 3), np.uint8))
-    flooded = np.where((flooded <= 0) | (flooded == outside), filled.astype(np.int32), flooded)
-    return np.where(mask, flooded, 0).astype(np.int32)
+    """Each pixel to the summit with the least d^2 - r^2, r the summit's own radius: two discs part at their waist."""
+    ys, xs = np.nonzero(mask)
+    columns, rows = np.round(centers_xy).astype(np.int64).T
+    radii = inner[rows, columns].astype(np.float64)
+    squared = (ys[:, None] - centers_xy[:, 1]) ** 2 + (xs[:, None] - centers_xy[:, 0]) ** 2  # (pixels, summits)
+    pieces = np.zeros(mask.shape, np.int32)
+    pieces[ys, xs] = 1 + np.argmin(squared - radii**2, axis=1)
+    return pieces
