@@ -38,6 +38,8 @@ def ray_session(*, object_store_bytes: int) -> Generator[None]:
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        # A busy laptop takes more than Ray's 60 s to start a worker, and Ray would start another and another.
+        os.environ.setdefault("RAY_worker_register_timeout_seconds", "300")
     import ray
 
     if ray.is_initialized():

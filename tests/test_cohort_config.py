@@ -1,0 +1,81 @@
+"""What a person may ask of a run, and what they are told when it cannot be."""
+
+from pathlib import Path
+
+import pytest
+
+from cellmill.arguments import parse_dataclass
+from cellmill.cohort.config import SegmentCohortConfig
+from cellmill.cohort.context import read_secret
+from cellmill.cohort.granted import granted_cpus
+from cellmill.cohort.pipeline import pool_sizes
+
+
+def parse(*arguments: str) -> SegmentCohortConfig:
+    return parse_dataclass(SegmentCohortConfig, prog="segment_cohort", description="", arguments=arguments)
+
+
+def test_flags_and_yaml_are_the_same_settings(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("slides: [a.svs, b.svs]\nout: cells\nfield_px: 512\n", encoding="utf-8")
+    flags = ("--slides", "a.svs", "b.svs", "--out", "cells", "--field-px", "512")
+    assert parse("--config", str(file)) == parse(*flags)
+    assert parse("--config", str(file), "--field-px", "1024").field_px == 1024
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--out", "x"], ["--slides", "at least one"]),
+        (["--slides", "a"], ["--out", "cell set"]),
+        (["--slides", "a", "--out", "x", "--field-px", "300"], ["--field-px", "multiple of 256", "300", "try"]),
+        (["--slides", "a", "--out", "x", "--mpp", "0"], ["--mpp", "0.05 to 20", "got 0.0", "40x"]),
+        (["--slides", "a", "--out", "x", "--device", "gpu"], ["device", "gpu", "cuda"]),
+        (["--slides", "a", "--out", "x", "--fild-px", "1"], ["--fild-px", "did you mean --field-px"]),
+        (["--slides", "a", "--out", "x", "--batch-size", "many"], ["batch_size", "many"]),
+    ],
+)
+def test_bad_settings_say_what_got_and_next(
+    arguments: list[str], words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse(*arguments)
+    said = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert all(word in said for word in [*words, "--help"]), said
+
+
+def test_help_tells_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse("--help")
+    said = " ".join(capsys.readouterr().out.split())
+    assert ended.value.code == 0
+    for words in ("--slides", "um/px", "Default: 4096", "Default: lite", "seconds", "--pseudonymize"):
+        assert words in said
+
+
+def test_a_short_secret_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("short", encoding="utf-8")
+    with pytest.raises(ValueError, match="at least 16 bytes"):
+        read_secret(str(tmp_path / "key"))
+
+
+def test_at_least_one_cpu_is_granted() -> None:
+    assert granted_cpus() >= 1
+
+
+@pytest.mark.parametrize("cpus", [1, 2, 3, 8, 64])
+@pytest.mark.parametrize("workers", [0, 1, 2, 5, 64])
+@pytest.mark.parametrize("threads", [1, 4])
+def test_all_stages_always_fit_the_cluster(cpus: int, workers: int, threads: int) -> None:
+    for gpus, device in ((0, "cpu"), (4, "cuda")):
+        sizes = pool_sizes(
+            num_workers=workers, threads_per_worker=threads, cluster_cpus=cpus, cluster_gpus=gpus, device=device
+        )
+        booked = (
+            sizes.num_planners * sizes.planner_cpus
+            + sizes.num_readers * sizes.reader_cpus
+            + sizes.num_segmenters * sizes.segmenter_cpus
+        )
+        assert booked <= cpus + 0.05
+        assert sizes.num_segmenters * sizes.segmenter_gpus <= gpus + 1e-9
