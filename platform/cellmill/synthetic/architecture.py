@@ -1,4 +1,3 @@
-# ruff: noqa: PLR0917, PLR0911 - compiled kernels: keyword arguments cost time at every call, one return a case
 """Where which tissue is: territories, structures in them, and the compartment of a point.
 
 In: a `World` (numbers drawn per slide) and positions in um. Out: compartment codes, depths and structure tables.
@@ -6,6 +5,8 @@ Two jittered lattices carry the architecture. Territories (hundreds of um) say w
 (about a hundred um) are the glands, nests, vessels and keratin pearls in it. Both are read in warped coordinates, so
 that nothing is a circle. Every function is local: it looks at the lattice points around a position and no further.
 """
+# Compiled functions take no keyword-only arguments, and return where a case ends:
+# ruff: noqa: PLR0911, PLR0917
 
 import math
 from typing import NamedTuple
@@ -13,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
+from cellmill.synthetic.arrays import Floats
 from cellmill.synthetic.noise import hash2, unit, vnoise
 
 __all__ = [
@@ -77,7 +79,7 @@ class World(NamedTuple):
 
 
 @njit(cache=True, nogil=True)
-def warp(x, y, w):
+def warp(x: float, y: float, w: World) -> tuple[float, float]:
     """Warped position of (x, y): what makes outlines wander."""
     s = w.seed
     dx = (vnoise(x / 95.0, y / 95.0, s + np.uint64(11)) - 0.5) * 2.0 * w.warp_um
@@ -88,7 +90,7 @@ def warp(x, y, w):
 
 
 @njit(cache=True, nogil=True)
-def unwarp(xw, yw, w):
+def unwarp(xw: float, yw: float, w: World) -> tuple[float, float]:
     """A position whose warp is (xw, yw), by fixed-point steps; a fixed number of them, so the result is exact."""
     x, y = xw, yw
     for _ in range(6):
@@ -98,7 +100,7 @@ def unwarp(xw, yw, w):
 
 
 @njit(cache=True, nogil=True)
-def tissue_depth(x, y, w):
+def tissue_depth(x: float, y: float, w: World) -> float:
     """Signed depth in the tissue in um, roughly; negative on glass."""
     n = 0.62 * vnoise(x / 420.0, y / 420.0, w.seed + np.uint64(21))
     n += 0.26 * vnoise(x / 120.0, y / 120.0, w.seed + np.uint64(22))
@@ -116,7 +118,7 @@ def tissue_depth(x, y, w):
 
 
 @njit(cache=True, nogil=True)
-def territory_at(xw, yw, w):
+def territory_at(xw: float, yw: float, w: World) -> tuple[int, np.uint64]:
     """Kind of the territory that holds a warped position, and that territory's hash."""
     pitch = w.territory_um
     # Territories meet in wandering lines, not in the straight ones of a Voronoi pattern.
@@ -125,7 +127,7 @@ def territory_at(xw, yw, w):
         xw + (vnoise(u, v, w.seed + np.uint64(32)) - 0.5) * 0.8 * pitch,
         yw + (vnoise(u, v, w.seed + np.uint64(33)) - 0.5) * 0.8 * pitch,
     )
-    ci, cj = np.int64(math.floor(xw / pitch)), np.int64(math.floor(yw / pitch))
+    ci, cj = math.floor(xw / pitch), math.floor(yw / pitch)
     best, found = 1e30, np.uint64(0)
     for j in range(cj - 1, cj + 2):
         for i in range(ci - 1, ci + 2):
@@ -143,7 +145,7 @@ def territory_at(xw, yw, w):
 
 
 @njit(cache=True, nogil=True)
-def _fill_structure(row, i, j, w):
+def _fill_structure(row: Floats, i: int, j: int, w: World) -> None:
     pitch = w.structure_um
     h = hash2(i, j, w.seed + np.uint64(41))
     row[CX] = (i + 0.25 + 0.5 * unit(h, 1)) * pitch
@@ -173,11 +175,11 @@ def _fill_structure(row, i, j, w):
 
 
 @njit(cache=True, nogil=True)
-def structure_table(x0, y0, x1, y1, w):
+def structure_table(x0: float, y0: float, x1: float, y1: float, w: World) -> tuple[Floats, int, int]:
     """Structures that can matter in the rectangle (um): (rows, columns, NUM_COLUMNS); and their lattice corner."""
     pitch, reach = w.structure_um, 2.0 * w.warp_um
-    i0, j0 = np.int64(math.floor((x0 - reach) / pitch)) - 1, np.int64(math.floor((y0 - reach) / pitch)) - 1
-    i1, j1 = np.int64(math.floor((x1 + reach) / pitch)) + 2, np.int64(math.floor((y1 + reach) / pitch)) + 2
+    i0, j0 = math.floor((x0 - reach) / pitch) - 1, math.floor((y0 - reach) / pitch) - 1
+    i1, j1 = math.floor((x1 + reach) / pitch) + 2, math.floor((y1 + reach) / pitch) + 2
     table = np.zeros((j1 - j0, i1 - i0, NUM_COLUMNS))
     for j in range(j0, j1):
         for i in range(i0, i1):
@@ -186,10 +188,10 @@ def structure_table(x0, y0, x1, y1, w):
 
 
 @njit(cache=True, nogil=True)
-def _structure_at(xw, yw, table, i0, j0, w):
+def _structure_at(xw: float, yw: float, table: Floats, i0: int, j0: int, w: World) -> tuple[float, int, int]:
     """Depth in the structure that holds the warped position (negative outside) and its row and column in the table."""
-    ci = np.int64(math.floor(xw / w.structure_um)) - i0
-    cj = np.int64(math.floor(yw / w.structure_um)) - j0
+    ci = math.floor(xw / w.structure_um) - i0
+    cj = math.floor(yw / w.structure_um) - j0
     best, bi, bj = -1e30, ci, cj
     for j in range(max(cj - 1, 0), min(cj + 2, table.shape[0])):
         for i in range(max(ci - 1, 0), min(ci + 2, table.shape[1])):
@@ -205,9 +207,9 @@ def _structure_at(xw, yw, table, i0, j0, w):
 
 
 @njit(cache=True, nogil=True)
-def border_distance(xw, yw, pitch, seed):
+def border_distance(xw: float, yw: float, pitch: float, seed: np.uint64) -> float:
     """Distance-like value to the nearest border of a jittered Voronoi pattern: septa, adipocyte walls."""
-    ci, cj = np.int64(math.floor(xw / pitch)), np.int64(math.floor(yw / pitch))
+    ci, cj = math.floor(xw / pitch), math.floor(yw / pitch)
     d1, d2 = 1e30, 1e30
     for j in range(cj - 1, cj + 2):
         for i in range(ci - 1, ci + 2):
@@ -223,7 +225,7 @@ def border_distance(xw, yw, pitch, seed):
 
 
 @njit(cache=True, nogil=True)
-def _inside(table, j, i, depth):
+def _inside(table: Floats, j: int, i: int, depth: float) -> int:
     kind, wall = table[j, i, KIND], table[j, i, WALL]
     if kind == S_NEST:
         # Comedo-type necrosis in the middle of some large nests.
@@ -236,7 +238,9 @@ def _inside(table, j, i, depth):
 
 
 @njit(cache=True, nogil=True)
-def compartment_at(xw, yw, table, i0, j0, territory, w):
+def compartment_at(
+    xw: float, yw: float, table: Floats, i0: int, j0: int, territory: int, w: World
+) -> tuple[int, float, int, int]:
     """Compartment of a warped position on tissue, its depth there (um), and the structure's row and column."""
     depth, j, i = _structure_at(xw, yw, table, i0, j0, w)
     if depth > 0.0:
@@ -258,7 +262,7 @@ def compartment_at(xw, yw, table, i0, j0, territory, w):
 
 
 @njit(cache=True, nogil=True)
-def fibre_potential(x, y, w):
+def fibre_potential(x: float, y: float, w: World) -> float:
     """A height in um whose level lines are the collagen fibres."""
     c, s = math.cos(w.fibre_angle), math.sin(w.fibre_angle)
     wave = vnoise(x / 130.0, y / 130.0, w.seed + np.uint64(61)) * 190.0
@@ -268,7 +272,7 @@ def fibre_potential(x, y, w):
 
 
 @njit(cache=True, nogil=True)
-def fibre_direction(x, y, w):
+def fibre_direction(x: float, y: float, w: World) -> tuple[float, float]:
     """Unit vector along the fibres."""
     gx = fibre_potential(x + 2.0, y, w) - fibre_potential(x - 2.0, y, w)
     gy = fibre_potential(x, y + 2.0, w) - fibre_potential(x, y - 2.0, w)
@@ -277,7 +281,7 @@ def fibre_direction(x, y, w):
 
 
 @njit(cache=True, nogil=True)
-def fold_at(x, y, w):
+def fold_at(x: float, y: float, w: World) -> float:
     """1 in the middle of a fold of the section, 0 away from folds, smooth between."""
     gate = vnoise(x / 300.0, y / 300.0, w.seed + np.uint64(71))
     if gate > w.fold_share:

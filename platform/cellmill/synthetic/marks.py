@@ -3,6 +3,8 @@
 In: the slide's size in um and a seed. Out: frozen `SlideMarks`, and the kernels that put them on light. Both are fixed
 places of the slide, so that a test knows which cells they hide.
 """
+# Compiled functions take no keyword-only arguments:
+# ruff: noqa: PLR0917
 
 import math
 from dataclasses import dataclass
@@ -11,6 +13,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from cellmill.synthetic.arrays import Floats, Singles
 from cellmill.synthetic.noise import smoothstep, vnoise
 
 __all__ = ["BlurPatch", "PenStroke", "SlideMarks", "draw_marks"]
@@ -87,7 +90,7 @@ def draw_marks(seed: int, *, extent_um: tuple[float, float]) -> SlideMarks:
 
 
 @njit(cache=True, nogil=True)
-def ink(light, x0, y0, mpp, stroke, seed):  # noqa: PLR0917 - compiled kernel
+def ink(light: Singles, x0: int, y0: int, mpp: float, stroke: Floats, seed: np.uint64) -> None:
     """Put a pen stroke on light (3, H, W), in place. `stroke`: x0, y0, x1, y1, half width, ink R, G, B."""
     _, height, width = light.shape
     dx, dy = stroke[2] - stroke[0], stroke[3] - stroke[1]
@@ -110,7 +113,9 @@ def ink(light, x0, y0, mpp, stroke, seed):  # noqa: PLR0917 - compiled kernel
 
 
 @njit(cache=True, nogil=True)
-def blend_blur(sharp, soft, x0, y0, mpp, center_x, center_y, radius):  # noqa: PLR0917 - compiled kernel
+def blend_blur(
+    sharp: Singles, soft: Singles, x0: int, y0: int, mpp: float, center_x: float, center_y: float, radius: float
+) -> None:
     """Replace `sharp` by `soft` inside the disc, in place, with a gradual edge."""
     _, height, width = sharp.shape
     for row in range(height):

@@ -23,7 +23,7 @@ _LOW16 = np.uint64(0xFFFF)
 
 
 @njit(cache=True, nogil=True)
-def hash2(ix, iy, seed):
+def hash2(ix: int, iy: int, seed: np.uint64) -> np.uint64:
     """64 well mixed bits of the lattice point (ix, iy) under `seed` (uint64)."""
     h = np.uint64(np.int64(ix)) * _K1 + np.uint64(np.int64(iy)) * _K2 + np.uint64(seed)
     h = (h ^ (h >> _S29)) * _K3
@@ -32,7 +32,7 @@ def hash2(ix, iy, seed):
 
 
 @njit(cache=True, nogil=True)
-def unit(h, salt):
+def unit(h: np.uint64, salt: int) -> float:
     """The `salt`-th number in [0, 1) of a hash: cheap re-mixing, so one hash serves many draws."""
     g = (np.uint64(h) + np.uint64(salt) * _K2) * _K3
     g = (g ^ (g >> _S29)) * _K4
@@ -40,7 +40,7 @@ def unit(h, salt):
 
 
 @njit(cache=True, nogil=True)
-def gauss(h, salt):
+def gauss(h: np.uint64, salt: int) -> float:
     """The `salt`-th roughly normal number of a hash: twelve-uniform sum's cheaper cousin, four 16-bit uniforms.
 
     Bounded at about 3.46 standard deviations, which is what sizes need: no absurd outlier.
@@ -53,7 +53,7 @@ def gauss(h, salt):
 
 
 @njit(cache=True, nogil=True)
-def smoothstep(low, high, value):
+def smoothstep(low: float, high: float, value: float) -> float:
     """0 below `low`, 1 above `high`, smooth between."""
     t = (value - low) / (high - low)
     if t <= 0.0:
@@ -64,7 +64,7 @@ def smoothstep(low, high, value):
 
 
 @njit(cache=True, nogil=True)
-def _corner(ix, iy, seed):
+def _corner(ix: int, iy: int, seed: np.uint64) -> float:
     h = np.uint64(ix) * _K1 + np.uint64(iy) * _K2 + seed
     h = (h ^ (h >> _S29)) * _K3
     h = h ^ (h >> _S32)
@@ -72,10 +72,10 @@ def _corner(ix, iy, seed):
 
 
 @njit(cache=True, nogil=True)
-def vnoise(x, y, seed):
+def vnoise(x: float, y: float, seed: np.uint64) -> float:
     """Value noise in [0, 1): random values on the integer lattice, smoothly interpolated."""
     fx, fy = math.floor(x), math.floor(y)
-    ix, iy = np.int64(fx), np.int64(fy)
+    ix, iy = int(fx), int(fy)
     tx, ty = x - fx, y - fy
     tx, ty = tx * tx * (3.0 - 2.0 * tx), ty * ty * (3.0 - 2.0 * ty)
     s = np.uint64(seed)

@@ -1,10 +1,11 @@
-# ruff: noqa: PLR0917 - compiled kernels: keyword arguments cost time at every call, one return a case
 """Light and scanner: from stain amounts to 8-bit RGB.
 
 In: amounts (3, H, W) with a margin, a style's colour numbers. Out: uint8 (H, W, 3). Beer-Lambert with the slide's stain
 vectors, a point spread (with the scanner's sharpening folded into the kernel), and sensor noise hashed from the
 absolute pixel. Sums run in one fixed order, so a pixel's bits do not depend on the window.
 """
+# Compiled functions take no keyword-only arguments:
+# ruff: noqa: PLR0917
 
 import math
 
@@ -12,6 +13,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from cellmill.synthetic.arrays import Codes, Floats, Singles
 from cellmill.synthetic.noise import hash2, vnoise
 
 __all__ = ["blurred", "dust", "gaussian_kernel", "sharpened_kernel", "to_bytes", "transmit"]
@@ -40,7 +42,7 @@ def sharpened_kernel(sigma_px: float, sharpening: float) -> NDArray[np.float32]:
 
 
 @njit(cache=True, nogil=True)
-def transmit(stains, vectors, lut=_LUT):
+def transmit(stains: Singles, vectors: Singles, lut: Singles = _LUT) -> Singles:
     """Light that passes: (3 colours, H, W) in [0, 1]. `vectors` is (3 stains, 3 colours)."""
     _, height, width = stains.shape
     light = np.empty((3, height, width), np.float32)
@@ -50,14 +52,14 @@ def transmit(stains, vectors, lut=_LUT):
             for col in range(width):
                 od = a * stains[0, row, col] + b * stains[1, row, col] + c * stains[2, row, col]
                 place = min(max(od, np.float32(0.0)), np.float32(3.99)) * np.float32(1024.0)
-                index = np.int64(place)
+                index = int(place)
                 part = np.float32(place - np.float32(index))
                 light[channel, row, col] = lut[index] + part * (lut[index + 1] - lut[index])
     return light
 
 
 @njit(cache=True, nogil=True)
-def blurred(light, kernel, margin):
+def blurred(light: Singles, kernel: Singles, margin: int) -> Singles:
     """Separable convolution; `margin` px (at least the kernel's radius) are lost on each side."""
     channels, height, width = light.shape
     radius = kernel.shape[0] // 2
@@ -79,7 +81,9 @@ def blurred(light, kernel, margin):
 
 
 @njit(cache=True, nogil=True)
-def to_bytes(light, white, gamma_table, noise, x0, y0, seed):
+def to_bytes(
+    light: Singles, white: Floats, gamma_table: Floats, noise: float, x0: int, y0: int, seed: np.uint64
+) -> Codes:
     """Scanner response, glass grain and sensor noise: uint8 (H, W, 3)."""
     _, height, width = light.shape
     image = np.empty((height, width, 3), np.uint8)
@@ -90,7 +94,7 @@ def to_bytes(light, white, gamma_table, noise, x0, y0, seed):
             shared = float((h & np.uint64(255)) + ((h >> np.uint64(8)) & np.uint64(255))) - 255.0
             for channel in range(3):
                 value = min(max(light[channel, row, col], np.float32(0.0)), np.float32(1.0))
-                place = np.int64(value * np.float32(1023.0) + np.float32(0.5))
+                place = int(value * np.float32(1023.0) + np.float32(0.5))
                 own = float((h >> np.uint64(16 + 12 * channel)) & np.uint64(4095)) / 16.0 - 128.0
                 level = white[channel] * gamma_table[place] + noise * (0.006 * shared + 0.006 * own)
                 image[row, col, channel] = np.uint8(min(max(level + 0.5, 0.0), 255.0))
@@ -98,7 +102,7 @@ def to_bytes(light, white, gamma_table, noise, x0, y0, seed):
 
 
 @njit(cache=True, nogil=True)
-def dust(light, compartments, x0, y0, mpp, seed):
+def dust(light: Singles, compartments: Codes, x0: int, y0: int, mpp: float, seed: np.uint64) -> None:
     """Faint unevenness of empty glass, in place: lint and mounting medium, never darker than a few grey levels."""
     _, height, width = light.shape
     for row in range(height):

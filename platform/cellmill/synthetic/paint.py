@@ -1,10 +1,11 @@
-# ruff: noqa: PLR0917, PLR0911 - compiled kernels: keyword arguments cost time at every call, one return a case
 """Stain amounts of a window: what the section holds before light passes through it.
 
 In: a pixel window, structures, objects and their label map. Out: optical-density amounts (3, H, W) float32 of
 hematoxylin, eosin and pigment (brown-red, for red cells and pigment). Slow fields (warp, fibres, folds) are evaluated
 on an absolute coarse grid and interpolated; everything else is evaluated at the pixel's own centre.
 """
+# Compiled functions take no keyword-only arguments, and return where a case ends:
+# ruff: noqa: PLR0911, PLR0917
 
 import math
 
@@ -12,6 +13,8 @@ import numpy as np
 from numba import njit
 
 from cellmill.synthetic import architecture as arch
+from cellmill.synthetic.architecture import World
+from cellmill.synthetic.arrays import Codes, Floats, Singles
 from cellmill.synthetic.cell_types import CYTOPLASM_EOSIN, CYTOPLASM_HEMATOXYLIN, EPITHELIAL, NEOPLASTIC
 from cellmill.synthetic.noise import smoothstep, vnoise
 
@@ -21,7 +24,7 @@ F_WX, F_WY, F_FIBRE, F_DEPTH, F_FOLD, F_LOOSE, F_TERRITORY, NUM_FIELDS = range(8
 
 
 @njit(cache=True, nogil=True)
-def coarse_fields(x0, y0, width, height, mpp, step, w):
+def coarse_fields(x0: int, y0: int, width: int, height: int, mpp: float, step: int, w: World) -> Floats:
     """Slow fields at the absolute nodes (multiples of `step` px) around the window: (fields, rows, columns)."""
     gx0, gy0 = x0 // step, y0 // step
     cols, rows = (x0 + width) // step - gx0 + 2, (y0 + height) // step - gy0 + 2
@@ -40,14 +43,14 @@ def coarse_fields(x0, y0, width, height, mpp, step, w):
 
 
 @njit(cache=True, nogil=True)
-def _mix(f, k, r, c, ty, tx):
+def _mix(f: Floats, k: int, r: int, c: int, ty: float, tx: float) -> float:
     top = f[k, r, c] + tx * (f[k, r, c + 1] - f[k, r, c])
     bottom = f[k, r + 1, c] + tx * (f[k, r + 1, c + 1] - f[k, r + 1, c])
     return top + ty * (bottom - top)
 
 
 @njit(cache=True, nogil=True)
-def _stroma(x, y, height, loose, w):
+def _stroma(x: float, y: float, height: float, loose: float, w: World) -> tuple[float, float]:
     """Collagen: bundles along the level lines of the potential, clefts between them."""
     c, s = math.cos(w.fibre_angle), math.sin(w.fibre_angle)
     along = x * c + y * s
@@ -64,7 +67,7 @@ def _stroma(x, y, height, loose, w):
 
 
 @njit(cache=True, nogil=True)
-def _keratin(x, y, depth, height, w):
+def _keratin(x: float, y: float, depth: float, height: float, w: World) -> tuple[float, float]:
     """Anucleate lamellae round a pearl's middle, with white cracks and dark purple edges."""
     s = w.seed
     bend = (
@@ -81,7 +84,7 @@ def _keratin(x, y, depth, height, w):
 
 
 @njit(cache=True, nogil=True)
-def _flake(x, y, height, w):
+def _flake(x: float, y: float, height: float, w: World) -> tuple[float, float]:
     """Keratin flakes and strands that float on the glass beside the tissue: dark, textured, and no cell in them."""
     s = w.seed
     if vnoise(x / 140.0, y / 140.0, s + np.uint64(241)) < 0.66:
@@ -95,7 +98,17 @@ def _flake(x, y, height, w):
 
 
 @njit(cache=True, nogil=True)
-def _ground(compartment, depth, x, y, height, loose, extra, kinds, w):
+def _ground(
+    compartment: int,
+    depth: float,
+    x: float,
+    y: float,
+    height: float,
+    loose: float,
+    extra: float,
+    kinds: Floats,
+    w: World,
+) -> tuple[float, float]:
     """(hematoxylin, eosin) of a compartment without its cells."""
     s = w.seed
     if compartment == arch.STROMA:
@@ -132,14 +145,27 @@ def _ground(compartment, depth, x, y, height, loose, extra, kinds, w):
 
 
 @njit(cache=True, nogil=True)
-def _is_ragged_glass(depth, x, y, w):
+def _is_ragged_glass(depth: float, x: float, y: float, w: World) -> bool:
     if depth > 9.0:
         return False
     return depth + 9.0 * (vnoise(x / 5.0, y / 5.0, w.seed + np.uint64(231)) - 0.5) < 1.5
 
 
 @njit(cache=True, nogil=True)
-def paint_ground(x0, y0, width, height, mpp, step, fields, structures, si0, sj0, kinds, w):
+def paint_ground(
+    x0: int,
+    y0: int,
+    width: int,
+    height: int,
+    mpp: float,
+    step: int,
+    fields: Floats,
+    structures: Floats,
+    si0: int,
+    sj0: int,
+    kinds: Floats,
+    w: World,
+) -> tuple[Singles, Codes]:
     """Stains of everything but cells: (3, H, W) amounts and (H, W) compartments."""
     stains = np.zeros((3, height, width), np.float32)
     compartments = np.zeros((height, width), np.uint8)
@@ -162,7 +188,7 @@ def paint_ground(x0, y0, width, height, mpp, step, fields, structures, si0, sj0,
                 stains[0, row, col], stains[1, row, col] = _flake(x, y, fibre, w)
                 continue
             xw, yw = x + _mix(fields, F_WX, r, c, ty, tx), y + _mix(fields, F_WY, r, c, ty, tx)
-            territory = np.int64(fields[F_TERRITORY, r, c])
+            territory = int(fields[F_TERRITORY, r, c])
             if (
                 fields[F_TERRITORY, r, c + 1] != territory
                 or fields[F_TERRITORY, r + 1, c] != territory

@@ -1,9 +1,10 @@
-# ruff: noqa: PLR0917 - compiled kernels: keyword arguments cost time at every call, one return a case
 """Cells on top of the ground: cytoplasm, membranes, chromatin, nucleoli, and the folds over everything.
 
 In: stain amounts (3, H, W) of the ground, objects and their label map of the same window. Out: the amounts, changed in
 place. Cytoplasm belongs to the nearest nucleus (normalised by its reach), membranes run where two cells meet.
 """
+# Compiled functions take no keyword-only arguments:
+# ruff: noqa: PLR0917
 
 import math
 
@@ -11,6 +12,8 @@ import numpy as np
 from numba import njit
 
 from cellmill.synthetic import architecture as arch
+from cellmill.synthetic.architecture import World
+from cellmill.synthetic.arrays import Codes, Floats, Labels, Singles, Stats
 from cellmill.synthetic.cell_types import (
     CLUMP,
     CLUMP_UM,
@@ -43,7 +46,9 @@ _CONFLUENT = (arch.TUMOUR, arch.EPITHELIUM, arch.SQUAMOUS)
 
 
 @njit(cache=True, nogil=True)
-def _nearest_cells(objects, areas, x0, y0, width, height, mpp):
+def _nearest_cells(
+    objects: Floats, areas: Stats, x0: int, y0: int, width: int, height: int, mpp: float
+) -> tuple[Labels, Singles, Singles]:
     """Per pixel: the object whose cytoplasm holds it (-1: none), its normalised distance and the runner-up's."""
     owner = np.full((height, width), np.int32(-1))
     first = np.full((height, width), np.float32(1.0))
@@ -59,10 +64,10 @@ def _nearest_cells(objects, areas, x0, y0, width, height, mpp):
             extra = max(extra, SHEET_REACH_UM)
         ra, rb = o[A] + extra, o[B] + extra
         reach = min(max(ra, rb), CYTOPLASM_REACH_UM)
-        c0 = max(np.int64(math.floor((o[X] - reach) / mpp)) - x0, 0)
-        c1 = min(np.int64(math.floor((o[X] + reach) / mpp)) - x0 + 1, width)
-        r0 = max(np.int64(math.floor((o[Y] - reach) / mpp)) - y0, 0)
-        r1 = min(np.int64(math.floor((o[Y] + reach) / mpp)) - y0 + 1, height)
+        c0 = max(math.floor((o[X] - reach) / mpp) - x0, 0)
+        c1 = min(math.floor((o[X] + reach) / mpp) - x0 + 1, width)
+        r0 = max(math.floor((o[Y] - reach) / mpp) - y0, 0)
+        r1 = min(math.floor((o[Y] + reach) / mpp) - y0 + 1, height)
         for row in range(r0, r1):
             dy = (row + y0 + 0.5) * mpp - o[Y]
             for col in range(c0, c1):
@@ -80,7 +85,17 @@ def _nearest_cells(objects, areas, x0, y0, width, height, mpp):
 
 
 @njit(cache=True, nogil=True)
-def paint_cytoplasm(stains, compartments, objects, areas, x0, y0, mpp, table, seed):
+def paint_cytoplasm(
+    stains: Singles,
+    compartments: Codes,
+    objects: Floats,
+    areas: Stats,
+    x0: int,
+    y0: int,
+    mpp: float,
+    table: Floats,
+    seed: np.uint64,
+) -> None:
     """Lay each cell's cytoplasm over the ground."""
     height, width = compartments.shape
     owner, first, second = _nearest_cells(objects, areas, x0, y0, width, height, mpp)
@@ -92,7 +107,7 @@ def paint_cytoplasm(stains, compartments, objects, areas, x0, y0, mpp, table, se
                 continue
             x = (col + x0 + 0.5) * mpp
             o, t = objects[k], first[row, col]
-            kind = np.int64(o[KIND])
+            kind = int(o[KIND])
             confluent = compartments[row, col] in _CONFLUENT
             sheet = kind in (NEOPLASTIC, EPITHELIAL)
             cover = smoothstep(1.0, 0.85 if sheet else 0.72, t)
@@ -123,7 +138,7 @@ def paint_cytoplasm(stains, compartments, objects, areas, x0, y0, mpp, table, se
 
 
 @njit(cache=True, nogil=True)
-def _chromatin(x, y, dx, dy, t, o, row, seed):
+def _chromatin(x: float, y: float, dx: float, dy: float, t: float, o: Floats, row: Floats, seed: np.uint64) -> float:
     """Hematoxylin of one nuclear pixel."""
     coarse = vnoise(x / row[CLUMP_UM], y / row[CLUMP_UM], seed + np.uint64(311)) - 0.5
     fine = vnoise(x / 0.55, y / 0.55, seed + np.uint64(312)) - 0.5
@@ -134,8 +149,8 @@ def _chromatin(x, y, dx, dy, t, o, row, seed):
     amount *= 1.0 - row[PALLOR] * vesicular * smoothstep(0.95, 0.3, t)
     amount *= 1.0 + row[RIM] * vesicular * smoothstep(0.70, 0.93, t)
     hema = o[HEMA] * amount
-    h = hash2(np.int64(o[X] * 64.0), np.int64(o[Y] * 64.0), seed)
-    for k in range(np.int64(o[NUCLEOLI])):
+    h = hash2(int(o[X] * 64.0), int(o[Y] * 64.0), seed)
+    for k in range(int(o[NUCLEOLI])):
         reach, angle = 0.45 * unit(h, 61 + k), 6.2831853 * unit(h, 71 + k)
         px = dx - reach * o[B] * math.cos(angle)
         py = dy - reach * o[B] * math.sin(angle)
@@ -145,7 +160,9 @@ def _chromatin(x, y, dx, dy, t, o, row, seed):
 
 
 @njit(cache=True, nogil=True)
-def paint_nuclei(stains, labels, objects, x0, y0, mpp, table, seed):
+def paint_nuclei(
+    stains: Singles, labels: Labels, objects: Floats, x0: int, y0: int, mpp: float, table: Floats, seed: np.uint64
+) -> None:
     """Draw nuclei, red cells, pigment and debris where the label map says they are."""
     height, width = labels.shape
     for row in range(height):
@@ -155,7 +172,7 @@ def paint_nuclei(stains, labels, objects, x0, y0, mpp, table, seed):
             if k < 0:
                 continue
             o = objects[k]
-            kind = np.int64(o[KIND])
+            kind = int(o[KIND])
             x = (col + x0 + 0.5) * mpp
             dx, dy = x - o[X], y - o[Y]
             t = nucleus_t(dx, dy, o)
@@ -177,7 +194,7 @@ def paint_nuclei(stains, labels, objects, x0, y0, mpp, table, seed):
 
 
 @njit(cache=True, nogil=True)
-def paint_grain(stains, x0, y0, mpp, amount, seed):
+def paint_grain(stains: Singles, x0: int, y0: int, mpp: float, amount: float, seed: np.uint64) -> None:
     """Unevenness of the section itself at the scale of a micrometre, over everything that is stained."""
     _, height, width = stains.shape
     for row in range(height):
@@ -192,7 +209,9 @@ def paint_grain(stains, x0, y0, mpp, amount, seed):
 
 
 @njit(cache=True, nogil=True)
-def paint_folds(stains, compartments, fields, x0, y0, mpp, step, w):
+def paint_folds(
+    stains: Singles, compartments: Codes, fields: Floats, x0: int, y0: int, mpp: float, step: int, w: World
+) -> None:
     """Fold the section over: more of everything, drawn out along the crease, and no nuclei to be told apart."""
     height, width = compartments.shape
     gx0, gy0 = x0 // step, y0 // step

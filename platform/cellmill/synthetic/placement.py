@@ -1,4 +1,3 @@
-# ruff: noqa: PLR0917 - compiled kernels: keyword arguments cost time at every call, one return a case
 """Which cells are where: candidates on absolute lattices, thinned by a rule that only looks around.
 
 In: a rectangle in um, a `World`, the chances of each kind in each compartment. Out: a table of objects, one row one
@@ -6,6 +5,8 @@ nucleus (or red cell, pigment clump, debris), sorted by key. A candidate survive
 lies too close (Matern's second hard-core rule), which depends on its neighbourhood alone: a window sees the same cells
 whatever its size, provided the rectangle is `CANDIDATE_MARGIN_UM` larger than where cells are used.
 """
+# Compiled functions take no keyword-only arguments:
+# ruff: noqa: PLR0917
 
 import math
 
@@ -14,6 +15,8 @@ from numba import njit
 from numpy.typing import NDArray
 
 from cellmill.synthetic import architecture as arch
+from cellmill.synthetic.architecture import World
+from cellmill.synthetic.arrays import Flags, Floats, Stats
 from cellmill.synthetic.cell_types import (
     CONNECTIVE,
     DEAD,
@@ -101,7 +104,7 @@ def kind_chances(
 
 
 @njit(cache=True, nogil=True)
-def _fill_shape(o, h, kind, x, y, angle, table):
+def _fill_shape(o: Floats, h: np.uint64, kind: int, x: float, y: float, angle: float, table: Floats) -> None:
     """Draw one object's size, outline and stain from its hash."""
     row = table[kind]
     area = row[0] * math.exp(row[1] * gauss(h, 1))
@@ -136,7 +139,7 @@ def _fill_shape(o, h, kind, x, y, angle, table):
 
 
 @njit(cache=True, nogil=True)
-def _pick(h, chances):
+def _pick(h: np.uint64, chances: Floats) -> int:
     """Kind drawn for a lattice point, -1 for none."""
     share = unit(h, 21)
     for kind in range(chances.shape[0]):
@@ -147,7 +150,7 @@ def _pick(h, chances):
 
 
 @njit(cache=True, nogil=True)
-def _grow(objects, n):
+def _grow(objects: Floats, n: int) -> Floats:
     if n < objects.shape[0]:
         return objects
     larger = np.zeros((2 * objects.shape[0], objects.shape[1]))
@@ -156,12 +159,24 @@ def _grow(objects, n):
 
 
 @njit(cache=True, nogil=True)
-def _lattice_candidates(objects, n, lattice, pitch, box, chances, structures, si0, sj0, table, w):
+def _lattice_candidates(
+    objects: Floats,
+    n: int,
+    lattice: int,
+    pitch: float,
+    box: tuple[float, float, float, float],
+    chances: Floats,
+    structures: Floats,
+    si0: int,
+    sj0: int,
+    table: Floats,
+    w: World,
+) -> tuple[Floats, int]:
     x0, y0, x1, y1 = box
     # Crowded lymphoid cells lie more evenly than others.
     jitter = 0.40 if lattice == 1 else 0.62
-    j0, j1 = np.int64(math.floor(y0 / pitch)) - 1, np.int64(math.floor(y1 / pitch)) + 2
-    i0, i1 = np.int64(math.floor(x0 / pitch)) - 1, np.int64(math.floor(x1 / pitch)) + 2
+    j0, j1 = math.floor(y0 / pitch) - 1, math.floor(y1 / pitch) + 2
+    i0, i1 = math.floor(x0 / pitch) - 1, math.floor(x1 / pitch) + 2
     for j in range(j0, j1):
         for i in range(i0, i1):
             h = hash2(i, j, w.seed + np.uint64(101 + lattice))
@@ -193,7 +208,15 @@ def _lattice_candidates(objects, n, lattice, pitch, box, chances, structures, si
 
 
 @njit(cache=True, nogil=True)
-def _ring_cells(objects, n, s, hash_s, box, table, w):
+def _ring_cells(
+    objects: Floats,
+    n: int,
+    s: Floats,
+    hash_s: np.uint64,
+    box: tuple[float, float, float, float],
+    table: Floats,
+    w: World,
+) -> tuple[Floats, int]:
     """Cells that line one gland: nuclei side by side near the base, long axis across the wall."""
     kind = NEOPLASTIC if s[arch.KIND] == arch.S_TUMOUR_GLAND else EPITHELIAL
     wild = 1.0 if kind == NEOPLASTIC else 0.35
@@ -207,7 +230,7 @@ def _ring_cells(objects, n, s, hash_s, box, table, w):
         if radius < 3.0:
             continue
         spacing = (7.4 + 1.6 * unit(hash_s, 51)) * math.sqrt(table[kind, 0] / 26.0)
-        count = np.int64(2.0 * math.pi * radius * (0.5 + 0.5 / s[arch.RATIO]) / spacing)
+        count = int(2.0 * math.pi * radius * (0.5 + 0.5 / s[arch.RATIO]) / spacing)
         for k in range(count):
             h = hash2(k, row, hash_s)
             if unit(h, 41) < 0.04 + 0.1 * row:
@@ -230,14 +253,14 @@ def _ring_cells(objects, n, s, hash_s, box, table, w):
 
 
 @njit(cache=True, nogil=True)
-def _support(o, ux, uy):
+def _support(o: Floats, ux: float, uy: float) -> float:
     """Half-width of an object's ellipse along a unit direction from its centre."""
     c, s = ux * o[COS] + uy * o[SIN], uy * o[COS] - ux * o[SIN]
     return 1.0 / math.sqrt((c / o[A]) * (c / o[A]) + (s / o[B]) * (s / o[B]))
 
 
 @njit(cache=True, nogil=True)
-def _beats(p, q):
+def _beats(p: Floats, q: Floats) -> bool:
     """Whether object p goes before q: priority, then position, so that the order is total."""
     if p[PRIORITY] != q[PRIORITY]:
         return p[PRIORITY] > q[PRIORITY]
@@ -245,15 +268,15 @@ def _beats(p, q):
 
 
 @njit(cache=True, nogil=True)
-def _survivors(objects, n, box):
+def _survivors(objects: Floats, n: int, box: tuple[float, float, float, float]) -> Flags:
     """Which candidates have no stronger candidate within reach."""
     size = 2.0 * MAX_RADIUS_UM
-    cols = np.int64((box[2] - box[0]) / size) + 2
-    rows = np.int64((box[3] - box[1]) / size) + 2
+    cols = int((box[2] - box[0]) / size) + 2
+    rows = int((box[3] - box[1]) / size) + 2
     start = np.zeros(rows * cols + 1, np.int64)
     cell_of = np.empty(n, np.int64)
     for k in range(n):
-        cell_of[k] = np.int64((objects[k, Y] - box[1]) / size) * cols + np.int64((objects[k, X] - box[0]) / size)
+        cell_of[k] = int((objects[k, Y] - box[1]) / size) * cols + int((objects[k, X] - box[0]) / size)
         start[cell_of[k] + 1] += 1
     for c in range(rows * cols):
         start[c + 1] += start[c]
@@ -284,7 +307,15 @@ def _survivors(objects, n, box):
 
 
 @njit(cache=True, nogil=True)
-def find_objects(box, chances, table, structures, si0, sj0, w):
+def find_objects(
+    box: tuple[float, float, float, float],
+    chances: Floats,
+    table: Floats,
+    structures: Floats,
+    si0: int,
+    sj0: int,
+    w: World,
+) -> tuple[Floats, Stats]:
     """Objects whose centre lies in `box` (x0, y0, x1, y1 in um); right for those `CANDIDATE_MARGIN_UM` inside it."""
     objects, n = np.zeros((512, NUM_OBJECT_COLUMNS)), 0
     for lattice in range(4):
@@ -301,7 +332,7 @@ def find_objects(box, chances, table, structures, si0, sj0, w):
     keys = np.empty(found.shape[0], np.int64)
     for k in range(found.shape[0]):
         # The half-micrometre cell that holds the centre: two survivors are never that close.
-        ix, iy = np.int64(math.floor(found[k, X] * 2.0)), np.int64(math.floor(found[k, Y] * 2.0))
+        ix, iy = math.floor(found[k, X] * 2.0), math.floor(found[k, Y] * 2.0)
         keys[k] = ((iy + (1 << 27)) << 28) | (ix + (1 << 27))
     order = np.argsort(keys)
     return found[order], keys[order]

@@ -1,4 +1,3 @@
-# ruff: noqa: PLR0917 - compiled kernels: keyword arguments cost time at every call, one return a case
 """From objects to label maps: the outline of a nucleus and who owns a pixel.
 
 In: an object table (see `placement`), a pixel window. Out: per pixel the object's row + 1 (0 outside nuclei), and
@@ -6,12 +5,15 @@ how many pixels each object holds and where. A pixel in two outlines belongs to 
 4-connected to the pixel of the centre is cut off, so every label is one component. Nuclei that lose their centre or
 fall under `MIN_AREA_UM2` vanish whole, from picture and truth alike.
 """
+# Compiled functions take no keyword-only arguments:
+# ruff: noqa: PLR0917
 
 import math
 
 import numpy as np
 from numba import njit
 
+from cellmill.synthetic.arrays import Flags, Floats, Labels, Singles, Stats
 from cellmill.synthetic.noise import hash2, unit
 from cellmill.synthetic.placement import (
     BEND,
@@ -42,10 +44,10 @@ COUNT, SUM_X, SUM_Y, MIN_X, MIN_Y, MAX_X, MAX_Y, NUM_STATS = range(8)
 
 
 @njit(cache=True, nogil=True)
-def _lobed_t(u, v, o):
+def _lobed_t(u: float, v: float, o: Floats) -> float:
     """Lobes on a bent chain through the centre, in units of the ellipse's axes."""
-    n = np.int64(o[LOBES])
-    h = hash2(np.int64(o[X] * 64.0), np.int64(o[Y] * 64.0), np.uint64(7))
+    n = int(o[LOBES])
+    h = hash2(int(o[X] * 64.0), int(o[Y] * 64.0), np.uint64(7))
     # The first lobe sits on the centre, so that the centre's pixel is always inside.
     r0 = 0.62 if n > 1 else 0.85
     best = math.sqrt(u * u + v * v) / r0
@@ -59,7 +61,7 @@ def _lobed_t(u, v, o):
 
 
 @njit(cache=True, nogil=True)
-def nucleus_t(dx, dy, o):
+def nucleus_t(dx: float, dy: float, o: Floats) -> float:
     """Normalised radius of the offset (dx, dy) um from the centre: below 1 inside the nucleus."""
     u = (dx * o[COS] + dy * o[SIN]) / o[A]
     v = (dy * o[COS] - dx * o[SIN]) / o[B]
@@ -80,13 +82,13 @@ def nucleus_t(dx, dy, o):
 
 
 @njit(cache=True, nogil=True)
-def _paint_object(k, o, labels, depth, x0, y0, mpp):
+def _paint_object(k: int, o: Floats, labels: Labels, depth: Singles, x0: int, y0: int, mpp: float) -> None:
     height, width = labels.shape
     reach = min(1.26 * o[A] * (1.0 + abs(o[BEND])) + 0.5, MAX_RADIUS_UM)
-    c0 = max(np.int64(math.floor((o[X] - reach) / mpp)) - x0, 0)
-    c1 = min(np.int64(math.floor((o[X] + reach) / mpp)) - x0 + 1, width)
-    r0 = max(np.int64(math.floor((o[Y] - reach) / mpp)) - y0, 0)
-    r1 = min(np.int64(math.floor((o[Y] + reach) / mpp)) - y0 + 1, height)
+    c0 = max(math.floor((o[X] - reach) / mpp) - x0, 0)
+    c1 = min(math.floor((o[X] + reach) / mpp) - x0 + 1, width)
+    r0 = max(math.floor((o[Y] - reach) / mpp) - y0, 0)
+    r1 = min(math.floor((o[Y] + reach) / mpp) - y0 + 1, height)
     for row in range(r0, r1):
         dy = (row + y0 + 0.5) * mpp - o[Y]
         for col in range(c0, c1):
@@ -97,10 +99,12 @@ def _paint_object(k, o, labels, depth, x0, y0, mpp):
 
 
 @njit(cache=True, nogil=True)
-def _mark_connected(k, o, labels, keep, stack, x0, y0, mpp, stats):
+def _mark_connected(
+    k: int, o: Floats, labels: Labels, keep: Flags, stack: Stats, x0: int, y0: int, mpp: float, stats: Stats
+) -> None:
     """Mark the pixels of object k that hang together with its centre's pixel, and measure them into `stats`."""
     height, width = labels.shape
-    col, row = np.int64(math.floor(o[X] / mpp)) - x0, np.int64(math.floor(o[Y] / mpp)) - y0
+    col, row = math.floor(o[X] / mpp) - x0, math.floor(o[Y] / mpp) - y0
     if not (0 <= col < width and 0 <= row < height) or labels[row, col] != k + 1:
         return
     stats[MIN_X], stats[MIN_Y] = col + x0, row + y0
@@ -126,7 +130,7 @@ def _mark_connected(k, o, labels, keep, stack, x0, y0, mpp, stats):
 
 
 @njit(cache=True, nogil=True)
-def own_pixels(objects, x0, y0, width, height, mpp):
+def own_pixels(objects: Floats, x0: int, y0: int, width: int, height: int, mpp: float) -> tuple[Labels, Stats]:
     """Label map (object row + 1) and per-object pixel statistics of the window at pixel (x0, y0).
 
     Right for objects that lie whole in the window together with all their neighbours.
@@ -136,7 +140,7 @@ def own_pixels(objects, x0, y0, width, height, mpp):
     for k in range(objects.shape[0]):
         _paint_object(k, objects[k], labels, depth, x0, y0, mpp)
     keep = np.zeros((height, width), np.bool_)
-    stack = np.empty(min(height * width, np.int64((2.0 * MAX_RADIUS_UM / mpp + 3.0) ** 2)), np.int64)
+    stack = np.empty(min(height * width, int((2.0 * MAX_RADIUS_UM / mpp + 3.0) ** 2)), np.int64)
     stats = np.zeros((objects.shape[0], NUM_STATS), np.int64)
     for k in range(objects.shape[0]):
         _mark_connected(k, objects[k], labels, keep, stack, x0, y0, mpp, stats[k])

@@ -99,7 +99,8 @@ def _build_scene(canvas: Box, mpp: float, style: TissueStyle, world: World) -> _
         settled.x1 * mpp + reach_um,
         settled.y1 * mpp + reach_um,
     )
-    structures = structure_table(*area_um, world)
+    table, column, row = structure_table(*area_um, world)
+    structures = (table, int(column), int(row))
     objects, keys = find_objects(area_um, style.chances, style.kinds, *structures, world)
     labels, stats = own_pixels(objects, settled.x0, settled.y0, settled.width, settled.height, mpp)
     return _Scene(

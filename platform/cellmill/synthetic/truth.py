@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import zarr
 from numpy.typing import NDArray
+from zarr.codecs import BloscCodec
 
 from cellmill.grid import Box
 from cellmill.synthetic.cell_types import TYPE_NAMES
@@ -78,13 +79,13 @@ class TruthWriter:
             shape=(slide.height_px, slide.width_px),
             chunks=(tile_px, tile_px),
             dtype=dtype,
-            compressors=zarr.codecs.BloscCodec(cname="zstd", clevel=5, shuffle="bitshuffle"),
+            compressors=BloscCodec(cname="zstd", clevel=5, shuffle="bitshuffle"),
             dimension_names=("y", "x"),
             overwrite=True,
         )
         self._table = pq.ParquetWriter(folder / "cells.parquet", TRUTH_SCHEMA, compression="zstd")
         self._pending: list[pa.Table] = []
-        self.num_cells_by_type = dict.fromkeys(TYPE_NAMES, 0)
+        self.num_cells_by_type: dict[str, int] = dict.fromkeys(TYPE_NAMES, 0)
 
     def write(self, box: Box, region: SyntheticRegion) -> None:
         """Add one tile: its labels, clipped to the slide, and the cells whose centre lies in it."""
