@@ -18,6 +18,8 @@ from cellmill_training.sources.dsb18 import read_dsb18
 from cellmill_training.sources.monusac import read_monusac
 from cellmill_training.sources.nucls import read_nucls
 from cellmill_training.sources.puma import read_puma
+from cellmill_training.sources.slides import empty_areas, read_slides
+from cellmill_training.sources.synthetic import render_synthetic
 from cellmill_training.sources.unlabelled import read_brecahad
 
 __all__ = ["SHARE_ALIKE_SOURCES", "TrainingData", "read_training_data", "splits_of"]
@@ -42,10 +44,17 @@ class TrainingData:
 
     samples: tuple[TissueSample, ...]
     textures: tuple[npt.NDArray[np.float32], ...]
+    unlabelled: tuple[TissueSample, ...] = ()
+    """Real H&E with few or no labels: what self-training labels."""
 
 
-def read_training_data(folder: Path, *, permissive_only: bool = False) -> TrainingData:
-    """Read every set under `folder / "nuclei"`.
+def read_training_data(folder: Path, *, permissive_only: bool = False, num_synthetic_regions: int = 0) -> TrainingData:
+    """Read every set under `folder / "nuclei"`, and the slides under `folder / "slides"`.
+
+    Args:
+        folder: the data folder.
+        permissive_only: leave out share-alike sources.
+        num_synthetic_regions: how many regions of synthetic tissue to add.
 
     Raises:
         FileNotFoundError: when there is none at all.
@@ -66,7 +75,11 @@ def read_training_data(folder: Path, *, permissive_only: bool = False) -> Traini
             f"No training set under {folder / 'nuclei'}; expected one or more of {', '.join(_READERS)}."
         )
     textures = [eosin_texture(sample.image) for sample in samples if sample.source == "brecahad"]
-    return TrainingData(tuple(samples), tuple(textures))
+    slides = read_slides(folder / "slides")
+    unlabelled = [sample for sample in samples if sample.source == "brecahad"] + slides
+    samples += empty_areas(slides)
+    samples += render_synthetic(num_regions=num_synthetic_regions)
+    return TrainingData(tuple(samples), tuple(textures), tuple(unlabelled))
 
 
 def splits_of(samples: Sequence[TissueSample]) -> dict[str, dict[str, list[str]]]:

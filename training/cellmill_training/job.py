@@ -10,11 +10,16 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from cellmill.arguments import parse_dataclass
 from cellmill_training.run import CHECKPOINT_NAME, RunPlace, run_training
 from cellmill_training.student_recipe import StudentRecipe
+
+if TYPE_CHECKING:
+    import torch
+
+    from cellmill_training.datasets import TrainingData
 
 __all__ = ["TrainStudentSettings", "main", "recipe_of"]
 
@@ -38,6 +43,8 @@ class TrainStudentSettings:
         permissive_data_only: leave out sets whose licence binds the weights (MoNuSAC).
         max_failures: how often a failed worker is replaced before the run gives up.
         seed: of initial weights and crops.
+        teacher: a trained model (folder, packaged name or models:/ URI) that labels the unlabelled images first
+            (self-training), and whose weights the run starts from where they fit. Default: none.
     """
 
     data: str = ""
@@ -52,6 +59,7 @@ class TrainStudentSettings:
     permissive_data_only: bool = False
     max_failures: int = 3
     seed: int = 20
+    teacher: str = ""
 
     def __post_init__(self) -> None:
         if not self.data or not Path(self.data).is_dir():
@@ -162,17 +170,39 @@ def _worker(config: dict[str, Any]) -> None:
         torch.distributed.broadcast(shared, src=0)
         return float(shared)
 
-    data = read_training_data(Path(settings.data), permissive_only=settings.permissive_data_only)
+    recipe = recipe_of(settings)
+    data = read_training_data(
+        Path(settings.data),
+        permissive_only=settings.permissive_data_only,
+        num_synthetic_regions=recipe.num_synthetic_regions,
+    )
+    data, initial_weights = _taught(data, settings)
     run_training(
-        recipe_of(settings),
+        recipe,
         data,
         place=place,
+        initial_weights=initial_weights,
         on_checkpoint=report,
         wrap=data_parallel if workers > 1 else None,
         agree=clock_of_first if workers > 1 else None,
         rank=rank,
         device=device,
     )
+
+
+def _taught(
+    data: "TrainingData", settings: TrainStudentSettings
+) -> "tuple[TrainingData, dict[str, torch.Tensor] | None]":
+    """The data with the teacher's labels on unlabelled images, and its weights if they are of this architecture."""
+    if not settings.teacher:
+        return data, None
+    from cellmill.models.loading import load_model
+    from cellmill_training.self_training import PseudoLabelConfig, pseudo_labelled_samples
+
+    teacher = load_model(settings.teacher)
+    labelled = pseudo_labelled_samples(teacher.build(), data.unlabelled, config=PseudoLabelConfig())
+    same = teacher.config.architecture == settings.architecture
+    return replace(data, samples=(*data.samples, *labelled)), dict(teacher.state_dict) if same else None
 
 
 def _take_last_checkpoint(place: RunPlace) -> None:

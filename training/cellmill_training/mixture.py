@@ -40,16 +40,17 @@ class MixtureConfig:
 
     shares: Mapping[str, float] = field(
         default_factory=lambda: {
-            "monusac": 0.34,
-            "puma": 0.16,
-            "dsb18": 0.24,
-            "dsb18_he": 0.03,
-            "nucls": 0.06,
-            "brecahad": 0.04,
-            "pseudo": 0.0,
-            "synthetic": 0.08,
+            "monusac": 0.28,
+            "puma": 0.13,
+            "dsb18": 0.17,
+            "dsb18_he": 0.02,
+            "nucls": 0.05,
+            "brecahad": 0.03,
+            "pseudo": 0.25,
+            "synthetic": 0.25,
+            "empty_areas": 0.03,
             "glass": 0.02,
-            "plain_tissue": 0.04,
+            "plain_tissue": 0.03,
         }
     )
     """A source that was not read is left out and the others share its part."""

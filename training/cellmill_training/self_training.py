@@ -1,9 +1,10 @@
 """Self-training: a trained network labels unlabelled H&E, and the next one learns from what it was sure of.
 
-Consumes images and a network, produces `TissueSample`s of source `pseudo`. Predictions are averaged over the eight turns
-and mirrors and over two scales, which is a better network than the one that is trained. Pixels where that average is
-undecided are left open (all bits set), cells whose pixels are mostly undecided get no flow, and a type counts only where it
-is clear. The second stage sees these images under strong stain changes (a noisy student), and that is where it gains.
+Consumes images and a network, produces `TissueSample`s of source `pseudo`. Predictions are averaged over the eight
+turns and mirrors and over two scales, which is a better network than the one that is trained. Pixels where that average
+is undecided are left open (all bits set), cells whose pixels are mostly undecided get no flow, and a type counts only
+where it is clear. The second stage sees these images under strong stain changes (a noisy student), and that is where it
+gains.
 """
 
 from collections.abc import Sequence
@@ -28,7 +29,7 @@ from cellmill_training.samples import (
     resampled,
 )
 
-__all__ = ["PseudoLabelConfig", "averaged_maps", "pseudo_labelled"]
+__all__ = ["PseudoLabelConfig", "averaged_maps", "pseudo_labelled", "pseudo_labelled_samples"]
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -139,6 +140,18 @@ def pseudo_labelled(
     return make_sample(
         image, Labels(instances, wide, known), mpp=mpp, name=name, source="pseudo", group=name, split="train"
     )
+
+
+def pseudo_labelled_samples(
+    network: CellNetwork, samples: Sequence[TissueSample], *, config: PseudoLabelConfig
+) -> list[TissueSample]:
+    """Unlabelled or sparsely labelled samples with the network's labels added; what people said of them stays."""
+    return [
+        pseudo_labelled(
+            network, sample.image, mpp=sample.mpp, name=f"pseudo-{sample.name}", config=config, hints=sample
+        )
+        for sample in samples
+    ]
 
 
 def _judged(

@@ -33,7 +33,7 @@ class StudentRecipe:
 
     architecture: Architecture = "lite"
     """`lite` for two CPU cores, `student` for the paper's size."""
-    batch_size: int = 16
+    batch_size: int = 12
     """Crops a step and worker."""
     seed: int = 20
     """Of initial weights and crops."""
@@ -43,5 +43,7 @@ class StudentRecipe:
     """Shares of the sources."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Geometry and colour of crops."""
+    num_synthetic_regions: int = 72
+    """Regions of synthetic tissue, 448 px wide."""
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(time_budget_seconds=5400.0))
     """Budget, rates, averages."""

@@ -1,7 +1,7 @@
 """Synthetic typed tissue from `cellmill.synthetic`: exact masks of all seven types, on many made-up stains.
 
-Scale: 0.5 um/px by construction. It teaches what no local real set has labels for (connective, dead, epithelial told from
-neoplastic) and is a small share of a batch: real images decide how nuclei look.
+Scale: 0.5 um/px by construction. It teaches what no local real set has labels for (connective, dead, epithelial told
+from neoplastic, keratin and folds that are no nuclei) and is a quarter of a batch: real images decide how nuclei look.
 """
 
 import numpy as np
