@@ -207,6 +207,10 @@ def test_the_heartbeat_renews_the_claim_and_notices_a_takeover(url: str, monkeyp
     first = json.loads(store.get(key))["heartbeat_at"]
     _wait_until(lambda: json.loads(store.get(key))["heartbeat_at"] > first)
     book.check("a")
+    book._held["b"] = ("_work/b/claims/000000.json", Owner.this_process())
+    store.put("_work/b/claims/000000.json", store.get(key))  # as a store that ignores conditions lets happen
+    with pytest.raises(ClaimLostError):
+        book.check("b")
     store.put("_work/a/claims/000007.json", store.get(key))
     with pytest.raises(ClaimLostError, match="another took it over"):
         book.check("a")

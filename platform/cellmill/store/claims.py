@@ -132,8 +132,7 @@ class ClaimBook:
         """
         with self._lock:
             held = self._held.get(slide_id)
-        names = self._store.list_names(claims_prefix(slide_id))
-        if held is None or not names or not held[0].endswith("/" + names[-1]):
+        if held is None or not self._is_latest(slide_id, *held):
             raise ClaimLostError(
                 f"This driver no longer holds slide {slide_id} on {self._store.url}: another took it over after "
                 f"{STALE_SECONDS:.0f} s without heartbeat. Leave it to that driver."
@@ -147,6 +146,14 @@ class ClaimBook:
             self._thread = None
         for slide_id in list(self._held):
             self.release(slide_id)
+
+    def _is_latest(self, slide_id: str, key: str, owner: Owner) -> bool:
+        names = self._store.list_names(claims_prefix(slide_id))
+        if not names or not key.endswith("/" + names[-1]):
+            return False
+        # Some object stores ignore "only if there is none": then the last writer holds the slide, and the token tells.
+        data = self._store.get_many([key]).get(key)
+        return data is not None and json.loads(data)["token"] == owner.token
 
     def _create(self, key: str, owner: Owner) -> bool:
         data = _encode(owner)
@@ -186,8 +193,7 @@ class ClaimBook:
             if slide_id not in self._held or slide_id in self._lost:
                 return
             key, owner = self._held[slide_id]
-            names = self._store.list_names(claims_prefix(slide_id))
-            if not names or not key.endswith("/" + names[-1]):
+            if not self._is_latest(slide_id, key, owner):
                 self._lost.add(slide_id)
                 _logger.warning("Slide %s was taken over by another driver.", slide_id)
                 return

@@ -243,7 +243,7 @@ class ObjectStore:
                 shutil.rmtree(self.path(prefix), ignore_errors=True)  # empty folders and temporary files
         elif keys:
             with self._explaining("delete", prefix):
-                self._fs.rm([self.path(key) for key in keys])
+                self._fs.rm(self.path(prefix), recursive=True)  # listed again, deleted a thousand at a time
 
     def sweep(self, folder: str, *, name: str) -> None:
         """Remove temporary files that killed writers of the object `folder/name` left on a local disk."""
