@@ -87,11 +87,12 @@ class FlowDecoder:
     def decode(self, maps: DenseMaps) -> Instances:
         """The cells of one window; pixels outside the window count as background."""
         config = self.config
-        background = maps.prob[0]  # (H, W)
+        # compiled once for contiguous arrays; views of larger maps are copied
+        flow, background = np.ascontiguousarray(maps.flow), np.ascontiguousarray(maps.prob[0])  # (2, H, W), (H, W)
         limit = math.ceil(PROB_SCALE * (1 - config.foreground_threshold) - 1e-9)
         labels = np.empty(background.shape, np.int32)
 
-        ends = np.empty(mask_flows(maps.flow, background, limit, labels), np.int32)
+        ends = np.empty(mask_flows(flow, background, limit, labels), np.int32)
         follow_flows(labels, background, limit, config.num_steps, config.max_reach_px, ends)
         count_ends(ends, labels)
         sinks = find_sinks(labels)
@@ -103,7 +104,7 @@ class FlowDecoder:
         boxes, sums = label_extents(labels, len(sinks))
         stands, holed = judge_masks(
             labels,
-            maps.flow,
+            flow,
             FLOW_SCALE,
             boxes,
             sums,

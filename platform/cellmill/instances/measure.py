@@ -64,7 +64,8 @@ def measure_cells(
     rows = np.full(len(instances) + 1, -1, np.int32)
     rows[numbers] = np.arange(len(numbers), dtype=np.int32)
     labels = instances.labels
-    sums, boxes = sum_cells(labels, rows, anchors - np.array(maps.origin_px), maps.prob, pixels, OD_LOOKUP)
+    prob, pixels = np.ascontiguousarray(maps.prob), np.ascontiguousarray(pixels)  # compiled once for such arrays
+    sums, boxes = sum_cells(labels, rows, anchors - np.array(maps.origin_px), prob, pixels, OD_LOOKUP)
     outlines = trace_outlines(
         labels,
         numbers=numbers,
@@ -75,7 +76,7 @@ def measure_cells(
     )
     touching = _at_slide_edge(boxes, instances.box, grid)
     if analysed is not None:
-        touching |= touches(labels, numbers, boxes, analysed)
+        touching |= touches(labels, numbers, boxes, np.ascontiguousarray(analysed))
     hull_px = doubled_hull_areas(labels, numbers, boxes) / 2
 
     values = {
