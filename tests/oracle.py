@@ -13,7 +13,7 @@ import tifffile
 from cellmill.grid import TileGeometry
 from cellmill_schemas.ontology import Ontology, get_ontology
 
-STRIDE_PX, MARGIN_PX = 128, 32
+GEOMETRY = TileGeometry(tile_px=192, margin_px=32)
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,9 @@ def write_tiff(path: Path, pixels: np.ndarray, *, mpp: tuple[float, float] | Non
 
 
 def load_truth(folder: Path, slide_id: str) -> Truth:
+    """The truth of a slide; one that has none holds no cells."""
+    if not (folder / f"{slide_id}.truth.npz").exists():
+        return Truth(np.zeros((4096, 4096), np.int32), np.zeros(0, np.int64))
     with np.load(folder / f"{slide_id}.truth.npz") as file:
         return Truth(file["labels"], file["types"])
 
@@ -92,7 +95,7 @@ class OracleModel:
     name: str = "oracle"
     digest: str = "oracle-1"
     ontology: Ontology = field(default_factory=lambda: get_ontology("refined7"))
-    geometry: TileGeometry = TileGeometry(tile_px=STRIDE_PX + 2 * MARGIN_PX, margin_px=MARGIN_PX)
+    geometry: TileGeometry = GEOMETRY
     target_mpp: float = 0.5
 
     def open(self, *, device: str, batch_size: int, num_threads: int) -> "OracleSource":

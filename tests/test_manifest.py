@@ -5,7 +5,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cellmill.cohort.listing import expand_slides, require_absolute
@@ -23,11 +23,13 @@ def ids(*slides: Path | str, secret: bytes | None = None) -> list[str]:
     return [source.slide_id for source in list_sources([str(s) for s in slides], secret=secret)]
 
 
+@settings(deadline=None)
 @given(st.text(max_size=300))
 def test_any_name_becomes_an_id_fit_for_files(name: str) -> None:
     check_slide_id(make_safe_id(name))
 
 
+@settings(deadline=None)
 @given(st.text(max_size=200), st.text(max_size=200))
 def test_different_names_keep_different_ids(one: str, other: str) -> None:
     if one != other:

@@ -7,8 +7,9 @@ the painted core, the counts. Dense maps never leave `segment_field`. No Ray her
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +17,7 @@ import pyarrow as pa
 
 from cellmill.cohort.plan import FieldTask
 from cellmill.cohort.sources import MapSource
-from cellmill.cohort.tiles import TileGrid, Verdict, count_tiles
+from cellmill.cohort.tiles import TileGrid, Verdict, by_pixels, count_tiles
 from cellmill.grid import Box, SlideGrid, TileGeometry
 from cellmill.instances.decoder import Decoder, Instances
 from cellmill.instances.maps import PROB_SCALE, DenseMaps
@@ -28,7 +29,7 @@ from cellmill.store.work import FieldCounts
 from cellmill_schemas.cells import ANCHOR_BITS
 from cellmill_schemas.ontology import Ontology
 
-__all__ = ["FieldPixels", "FieldResult", "predict_maps", "read_field", "segment_field", "slide_hash"]
+__all__ = ["FieldPixels", "FieldResult", "ReadsPixels", "predict_maps", "read_field", "segment_field", "slide_hash"]
 
 _MIN_TILES_AT_ONCE = 16
 """Tiles copied out and predicted at a time: bounds memory, and is more than any batch needs to be well filled."""
@@ -63,12 +64,20 @@ class FieldResult:
     counts: FieldCounts
 
 
-def read_field(task: FieldTask, read: Callable[[Box], ModelPixels], *, geometry: TileGeometry) -> FieldPixels:
+class ReadsPixels(Protocol):
+    """A slide on its model grid."""
+
+    def read(self, box: Box, *, wanted: Iterable[Box] | None = None) -> ModelPixels:
+        """Pixels of `box`, of which only the `wanted` parts are needed."""
+        ...
+
+
+def read_field(task: FieldTask, slide: ReadsPixels, *, geometry: TileGeometry) -> FieldPixels:
     """Read a field's pixels and judge its tiles by them.
 
     Args:
         task: the field.
-        read: pixels of a box of the slide's model grid.
+        slide: the open slide.
         geometry: the model's tiles.
     """
     tiles = task.tiles
@@ -77,11 +86,12 @@ def read_field(task: FieldTask, read: Callable[[Box], ModelPixels], *, geometry:
         geometry.window(tiles.tiles.x1 - 1, tiles.tiles.y1 - 1),
     )
     box = Box(first.x0, first.y0, last.x1, last.y1)
-    found = read(box)
+    analysed = tiles.analysed().tolist()
+    found = slide.read(box, wanted=[geometry.window(i, j) for i, j in analysed])
     seen = FieldPixels(box=box, pixels=found.pixels, tiles=tiles)
     verdicts = tiles.verdicts.copy()
-    for i, j in tiles.analysed():
-        window = geometry.window(int(i), int(j))
+    for i, j in analysed:
+        window = geometry.window(i, j)
         verdict = _QUALITY_VERDICTS[judge_tile(seen.tile(window))] if found.is_readable(window) else Verdict.UNREADABLE
         verdicts[j - tiles.tiles.y0, i - tiles.tiles.x0] = verdict
     return replace(seen, tiles=TileGrid(tiles.tiles, verdicts))
@@ -110,7 +120,7 @@ def segment_field(
     """
     started = time.monotonic()
     facts, core, grid = task.facts, task.field.core, task.facts.grid
-    counts = count_tiles(seen.tiles, owner=core, grid=grid, geometry=geometry)
+    counts = by_pixels(count_tiles(seen.tiles, owner=core, grid=grid, geometry=geometry))
     maps = predict_maps(task, seen, source=source, geometry=geometry, ontology=ontology, batch_size=batch_size)
     instances = decoder.decode(maps)
     cells = measure_cells(

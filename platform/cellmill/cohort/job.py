@@ -2,11 +2,15 @@
 
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from cellmill.arguments import parse_dataclass
 from cellmill.cohort.config import SegmentCohortConfig
 
-__all__ = ["main"]
+if TYPE_CHECKING:
+    from cellmill.cohort.run import RunReport
+
+__all__ = ["main", "report_and_code"]
 
 DONE, UNUSABLE, SOME_FAILED = 0, 2, 3
 """Exit codes: every slide done; nothing was run, because settings or output cannot be used; some slides failed."""
@@ -35,5 +39,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, StoreError) as error:
         sys.stderr.write(f"segment_cohort: {error}\n")
         return UNUSABLE
+    return report_and_code(report)
+
+
+def report_and_code(report: "RunReport") -> int:
+    """Print how each slide ended; returns the exit code that says so too."""
+    from cellmill.cohort.progress import print_slides
+
     print_slides(report.statuses, out=report.out, seconds=report.seconds)
     return DONE if report.all_done else SOME_FAILED

@@ -159,7 +159,7 @@ class Ledger:
 
     def show(self) -> None:
         """Refresh the progress view, and slides.parquet now and then."""
-        self._totals.num_open = sum(slide.missing is not None for slide in self._slides.values())
+        self._totals.num_waiting = self._totals.num_left - sum(s.missing is not None for s in self._slides.values())
         self._progress.update(self._totals)
         if time.monotonic() >= self._next_table:
             self._next_table = time.monotonic() + _TABLE_SECONDS
@@ -217,12 +217,9 @@ class Ledger:
         return status
 
     def _remove_work(self, slide: _Slide) -> None:
-        """A committed slide is begun once more: the cell set finds it done and removes what is left of the work."""
-        assert slide.order is not None
+        """Parts, attempts and the claim of a committed slide go."""
         try:
-            self._cells.begin_slide(
-                slide.order.facts, field_px=self._context.field_px, device_kind=self._context.device_kind
-            )
+            self._cells.end_slide(slide.source.slide_id)
         except StoreError as error:
             self._progress.say(f"{slide.source.slide_id}: done; its work folder stays until the next run: {error}")
 

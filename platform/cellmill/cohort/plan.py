@@ -7,7 +7,7 @@ analyse in its window; a field wholly of background has no task, its area is in 
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from cellmill.cohort.tiles import TileGrid, Verdict, count_tiles
+from cellmill.cohort.tiles import TileGrid, Verdict, by_place, count_tiles
 from cellmill.grid import Box, FieldSpec, SlideGrid, TileGeometry
 from cellmill.store.work import FieldCounts, SlideFacts
 
@@ -73,12 +73,12 @@ def plan_fields(
         field_px: side of a field's core.
         halo_px: what the decode needs around it.
     """
-    counts = count_tiles(tiles, owner=None, grid=facts.grid, geometry=geometry)
+    counts = by_place(count_tiles(tiles, owner=None, grid=facts.grid, geometry=geometry))
     planned = SlidePlan(
         facts=facts,
         tiles=tiles,
         fields=(),
-        counts=FieldCounts(excluded_px=counts.excluded_px),
+        counts=counts,
         geometry=geometry,
     )
     wanted = [

@@ -31,6 +31,8 @@ class RunTotals:
     num_failed: int = 0
     num_fields: int = 0
     num_fields_done: int = 0
+    num_waiting: int = 0
+    """Slides whose fields are not known yet."""
     analysed_mm2: float = 0.0
     num_cells: int = 0
     started: float = field(default_factory=time.monotonic)
@@ -50,7 +52,7 @@ class RunTotals:
         rate = self.analysed_mm2 / self.seconds if self.seconds > 0 else 0.0
         parts = [
             f"slides: {self.num_done} done, {self.num_failed} failed, {self.num_left} left",
-            f"fields: {self.num_fields_done}/{self.num_fields}",
+            f"fields: {self.num_fields_done}/{max(self.num_fields, self.num_fields_done)}",
             f"{rate:.3f} mm2/s",
             f"{self.num_cells:,} cells",
         ]
@@ -59,15 +61,11 @@ class RunTotals:
 
     def seconds_left(self) -> float | None:
         """Estimate from fields done, taking slides not yet planned to be like the others; None at the start."""
-        num_planned = max(1, self.num_done)
-        if not self.num_fields_done:
-            return None if self.num_left else 0.0
-        fields_of_unplanned = max(0, self.num_left - self.num_open) * self.num_fields / (num_planned + self.num_open)
-        fields_left = self.num_fields - self.num_fields_done + fields_of_unplanned
-        return self.seconds / self.num_fields_done * fields_left
-
-    num_open: int = 0
-    """Slides planned and not yet at their end."""
+        num_planned = self.num_slides - self.num_waiting
+        if not self.num_fields_done or not num_planned:
+            return None
+        fields_to_come = self.num_waiting * self.num_fields / num_planned
+        return self.seconds / self.num_fields_done * max(0.0, self.num_fields - self.num_fields_done + fields_to_come)
 
 
 class Progress(Protocol):

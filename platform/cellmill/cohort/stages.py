@@ -180,7 +180,7 @@ class ReadField(_Stage):
         started = time.monotonic()
         context, task = self._context, FieldTask.from_json(row.document["task"])
         seen = outliving_reader_crashes(
-            lambda: read_field(task, self._slide(source, task).read, geometry=context.geometry),
+            lambda: read_field(task, self._slide(source, task), geometry=context.geometry),
             store=context.store,
             slide_id=source.slide_id,
             slide_fingerprint=task.facts.slide_fingerprint,

@@ -5,7 +5,7 @@ pixels), so that every field that sees a tile says the same of it; areas are tho
 """
 
 import base64
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy.typing as npt
 from cellmill.grid import Box, SlideGrid, TileGeometry
 from cellmill.store.work import FieldCounts
 
-__all__ = ["TileGrid", "Verdict", "count_tiles"]
+__all__ = ["TileGrid", "Verdict", "by_pixels", "by_place", "count_tiles"]
 
 
 class Verdict(IntEnum):
@@ -27,6 +27,9 @@ class Verdict(IntEnum):
     UNREADABLE = 3
     PEN = 4
     BLUR = 5
+
+
+_BY_PLACE = ("outside_region", "background")
 
 
 @dataclass(frozen=True)
@@ -102,3 +105,14 @@ def count_tiles(tiles: TileGrid, *, owner: Box | None, grid: SlideGrid, geometry
         analysed_px=by_verdict.pop(Verdict.ANALYSED),
         excluded_px={v.name.lower(): area for v, area in by_verdict.items() if area},
     )
+
+
+def by_place(counts: FieldCounts) -> FieldCounts:
+    """What a slide's plan counts: tiles excluded for where they are."""
+    return FieldCounts(excluded_px={name: area for name, area in counts.excluded_px.items() if name in _BY_PLACE})
+
+
+def by_pixels(counts: FieldCounts) -> FieldCounts:
+    """What a field counts: tiles analysed, or excluded for what they show."""
+    left = {name: area for name, area in counts.excluded_px.items() if name not in _BY_PLACE}
+    return replace(counts, excluded_px=left)
