@@ -52,14 +52,16 @@ class Scene:
     whole: Instances
 
 
-def _scene(size: int, maps: DenseMaps, decoder: FlowDecoder) -> Scene:
-    padded = _padded(maps, decoder.halo_px + 40)
-    return Scene(size, decoder, padded, decoder.decode(padded))
+def _scene(size: int, maps: DenseMaps, decoder: FlowDecoder, *, padded: bool = True) -> Scene:
+    maps = _padded(maps, decoder.halo_px + 40) if padded else maps
+    return Scene(size, decoder, maps, decoder.decode(maps))
 
 
-@pytest.fixture(scope="module", params=["nuclei", "wild", "wild, all cells stand"])
+@pytest.fixture(scope="module", params=["nuclei", "wild", "wild, all cells stand", "windows end with the slide"])
 def scene(request: pytest.FixtureRequest) -> Scene:
     size = 260
+    if request.param == "windows end with the slide":
+        return _scene(size, _wild_maps(size, 8), _decoder(max_reach_px=12, flow_error_max=1e6), padded=False)
     if request.param == "nuclei":
         labels = crowded_nuclei(size, size, num_nuclei=90, seed=5)
         return _scene(size, draw_maps(labels, num_classes=3, seed=6, noise=MapNoise()), _decoder(max_reach_px=16))

@@ -85,7 +85,11 @@ class FlowDecoder:
         return 3 * self.config.max_reach_px + 21
 
     def decode(self, maps: DenseMaps) -> Instances:
-        """The cells of one window; pixels outside the window count as background."""
+        """The cells of one window.
+
+        Beyond the window is background, and paths stop at its rim. At the rim of the slide all windows must do alike:
+        either end with the slide or hold background maps beyond it.
+        """
         config = self.config
         # compiled once for contiguous arrays; views of larger maps are copied
         flow, background = np.ascontiguousarray(maps.flow), np.ascontiguousarray(maps.prob[0])  # (2, H, W), (H, W)
