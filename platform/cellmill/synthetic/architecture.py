@@ -28,6 +28,7 @@ __all__ = [
     "LYMPHOID",
     "NECROSIS",
     "NUM_COMPARTMENTS",
+    "RETRACTION_UM",
     "SQUAMOUS",
     "STROMA",
     "TUMOUR",
@@ -50,6 +51,9 @@ NUM_COMPARTMENTS = 12
 # Territories: what kind of tissue a neighbourhood is; `World.mix` holds their cumulative shares in this order.
 T_GLANDULAR, T_NESTS, T_SOLID, T_LYMPHOID, T_FIBROUS, T_FAT, T_NECROSIS, T_INFLAMED, T_SQUAMOUS = range(9)
 
+RETRACTION_UM = 4.5
+"""How wide the cleft between a nest and its stroma can be."""
+
 # Structures, and the columns of a structure table.
 S_NONE, S_GLAND, S_TUMOUR_GLAND, S_NEST, S_VESSEL, S_PEARL = range(6)
 CX, CY, RADIUS, RATIO, COS, SIN, WALL, KIND, RANDOM, NUM_COLUMNS = range(10)
@@ -69,7 +73,9 @@ class World(NamedTuple):
     malignancy: float
     """Share of glands lined by neoplastic instead of epithelial cells."""
     fibre_um: float
-    fibre_angle: float
+    fibre_cos: float
+    fibre_sin: float
+    """Main direction of the collagen."""
     glass_share: float
     """Threshold of the noise that opens holes; 0 for unbroken tissue."""
     fold_share: float
@@ -189,7 +195,10 @@ def structure_table(x0: float, y0: float, x1: float, y1: float, w: World) -> tup
 
 @njit(cache=True, nogil=True)
 def _structure_at(xw: float, yw: float, table: Floats, i0: int, j0: int, w: World) -> tuple[float, int, int]:
-    """Depth in the structure that holds the warped position (negative outside) and its row and column in the table."""
+    """Depth in the structure that holds the warped position, and its row and column in the table.
+
+    Negative just outside a structure, hugely negative further than `RETRACTION_UM` from any.
+    """
     ci = math.floor(xw / w.structure_um) - i0
     cj = math.floor(yw / w.structure_um) - j0
     best, bi, bj = -1e30, ci, cj
@@ -198,6 +207,9 @@ def _structure_at(xw: float, yw: float, table: Floats, i0: int, j0: int, w: Worl
             if table[j, i, RADIUS] == 0.0:
                 continue
             dx, dy = xw - table[j, i, CX], yw - table[j, i, CY]
+            reach = table[j, i, RADIUS] + RETRACTION_UM
+            if dx * dx + dy * dy > reach * reach:
+                continue
             u = dx * table[j, i, COS] + dy * table[j, i, SIN]
             v = (dy * table[j, i, COS] - dx * table[j, i, SIN]) * table[j, i, RATIO]
             depth = table[j, i, RADIUS] - math.sqrt(u * u + v * v)
@@ -264,11 +276,10 @@ def compartment_at(
 @njit(cache=True, nogil=True)
 def fibre_potential(x: float, y: float, w: World) -> float:
     """A height in um whose level lines are the collagen fibres."""
-    c, s = math.cos(w.fibre_angle), math.sin(w.fibre_angle)
     wave = vnoise(x / 130.0, y / 130.0, w.seed + np.uint64(61)) * 190.0
     wave += vnoise(x / 38.0, y / 38.0, w.seed + np.uint64(62)) * 26.0
     wave += vnoise(x / 11.0, y / 11.0, w.seed + np.uint64(63)) * 4.0
-    return y * c - x * s + wave
+    return y * w.fibre_cos - x * w.fibre_sin + wave
 
 
 @njit(cache=True, nogil=True)

@@ -66,7 +66,7 @@ def blurred(light: Singles, kernel: Singles, margin: int) -> Singles:
     out = np.zeros((channels, height - 2 * margin, width - 2 * margin), np.float32)
     line = np.empty((height, width - 2 * margin), np.float32)
     for channel in range(channels):
-        line[:] = np.float32(0.0)
+        line.fill(np.float32(0.0))
         for row in range(margin - radius, height - margin + radius):
             for k in range(kernel.shape[0]):
                 weight, shift = kernel[k], margin - radius + k

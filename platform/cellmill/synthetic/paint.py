@@ -7,8 +7,6 @@ on an absolute coarse grid and interpolated; everything else is evaluated at the
 # Compiled functions take no keyword-only arguments, and return where a case ends:
 # ruff: noqa: PLR0911, PLR0917
 
-import math
-
 import numpy as np
 from numba import njit
 
@@ -52,8 +50,7 @@ def _mix(f: Floats, k: int, r: int, c: int, ty: float, tx: float) -> float:
 @njit(cache=True, nogil=True)
 def _stroma(x: float, y: float, height: float, loose: float, w: World) -> tuple[float, float]:
     """Collagen: bundles along the level lines of the potential, clefts between them."""
-    c, s = math.cos(w.fibre_angle), math.sin(w.fibre_angle)
-    along = x * c + y * s
+    along = x * w.fibre_cos + y * w.fibre_sin
     seed = w.seed
     ragged = height + 2.2 * vnoise(x / 4.5, y / 4.5, seed + np.uint64(204))
     bundle = vnoise(ragged / (2.6 * w.fibre_um), along / 34.0, seed + np.uint64(201))
@@ -89,7 +86,7 @@ def _flake(x: float, y: float, height: float, w: World) -> tuple[float, float]:
     s = w.seed
     if vnoise(x / 140.0, y / 140.0, s + np.uint64(241)) < 0.66:
         return 0.0, 0.0
-    along = x * math.cos(w.fibre_angle) + y * math.sin(w.fibre_angle)
+    along = x * w.fibre_cos + y * w.fibre_sin
     ragged = height + 5.0 * vnoise(x / 8.0, y / 8.0, s + np.uint64(242))
     sheet = vnoise(ragged / 9.0, along / 40.0, s + np.uint64(243))
     if sheet < 0.60:
@@ -112,7 +109,10 @@ def _ground(
     """(hematoxylin, eosin) of a compartment without its cells."""
     s = w.seed
     if compartment == arch.STROMA:
-        if -4.5 < depth < 0.0 and vnoise(x / 16.0, y / 16.0, s + np.uint64(224)) > 0.66 + 0.1 * depth * depth / 20.0:
+        if (
+            -arch.RETRACTION_UM < depth < 0.0
+            and vnoise(x / 16.0, y / 16.0, s + np.uint64(224)) > 0.66 + 0.1 * depth * depth / 20.0
+        ):
             # Retraction: a cleft between a nest and its stroma.
             return 0.0, 0.01
         return _stroma(x, y, height, loose, w)

@@ -154,7 +154,9 @@ def _grow(objects: Floats, n: int) -> Floats:
     if n < objects.shape[0]:
         return objects
     larger = np.zeros((2 * objects.shape[0], objects.shape[1]))
-    larger[:n] = objects[:n]
+    for k in range(n):
+        for column in range(objects.shape[1]):
+            larger[k, column] = objects[k, column]
     return larger
 
 
@@ -307,7 +309,7 @@ def _survivors(objects: Floats, n: int, box: tuple[float, float, float, float]) 
 
 
 @njit(cache=True, nogil=True)
-def find_objects(
+def _candidates(
     box: tuple[float, float, float, float],
     chances: Floats,
     table: Floats,
@@ -315,8 +317,8 @@ def find_objects(
     si0: int,
     sj0: int,
     w: World,
-) -> tuple[Floats, Stats]:
-    """Objects whose centre lies in `box` (x0, y0, x1, y1 in um); right for those `CANDIDATE_MARGIN_UM` inside it."""
+) -> tuple[Floats, int, Flags]:
+    """Candidates of all lattices and glands (the table has spare rows), their number, and which survive."""
     objects, n = np.zeros((512, NUM_OBJECT_COLUMNS)), 0
     for lattice in range(4):
         objects, n = _lattice_candidates(
@@ -327,12 +329,25 @@ def find_objects(
             if structures[j, i, arch.KIND] == arch.S_GLAND or structures[j, i, arch.KIND] == arch.S_TUMOUR_GLAND:
                 seed = hash2(i + si0, j + sj0, w.seed + np.uint64(91))
                 objects, n = _ring_cells(objects, n, structures[j, i], seed, box, table, w)
-    keep = _survivors(objects, n, box)
+    return objects, n, _survivors(objects, n, box)
+
+
+def find_objects(
+    box: tuple[float, float, float, float],
+    *,
+    chances: Floats,
+    kinds: Floats,
+    structures: tuple[Floats, int, int],
+    world: World,
+) -> tuple[Floats, Stats]:
+    """Objects whose centre lies in `box` (x0, y0, x1, y1 in um) and their keys, sorted by key.
+
+    Right for those `CANDIDATE_MARGIN_UM` inside the box.
+    """
+    objects, n, keep = _candidates(box, chances, kinds, *structures, world)
     found = objects[:n][keep]
-    keys = np.empty(found.shape[0], np.int64)
-    for k in range(found.shape[0]):
-        # The half-micrometre cell that holds the centre: two survivors are never that close.
-        ix, iy = math.floor(found[k, X] * 2.0), math.floor(found[k, Y] * 2.0)
-        keys[k] = ((iy + (1 << 27)) << 28) | (ix + (1 << 27))
-    order = np.argsort(keys)
+    # The half-micrometre cell that holds the centre: two nuclei are never that close.
+    column, row = np.floor(found[:, [X, Y]] * 2.0).astype(np.int64).T + (1 << 27)
+    keys = row << 28 | column
+    order = np.argsort(keys, kind="stable")
     return found[order], keys[order]

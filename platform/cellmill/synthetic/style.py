@@ -4,6 +4,7 @@ In: a seed. Out: a frozen `TissueStyle`. Stain vectors are drawn around pairs es
 H&E images the project is developed with: two open slides, MoNuSAC, NuCLS, BreCaHAD and PUMA images.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,6 +88,7 @@ def _draw_world(
         # A small slide still shows several territories.
         territory_um = min(territory_um, 0.28 * min(extent_um))
     cumulative = np.cumsum(mix / mix.sum())
+    fibre_angle = rng.uniform(0.0, math.pi)
     return arch.World(
         seed=layout_seed(seed),
         mix=tuple(float(value) for value in cumulative),  # pyright: ignore[reportArgumentType]
@@ -102,7 +104,8 @@ def _draw_world(
         warp_um=float(rng.uniform(14.0, 30.0)),
         malignancy=float(rng.uniform(0.2, 0.7)),
         fibre_um=float(rng.uniform(1.6, 3.4)),
-        fibre_angle=float(rng.uniform(0.0, np.pi)),
+        fibre_cos=math.cos(fibre_angle),
+        fibre_sin=math.sin(fibre_angle),
         glass_share=float(rng.uniform(0.20, 0.33)),
         fold_share=float(rng.uniform(0.10, 0.26)),
         extent_w_um=extent_um[0] if extent_um else 0.0,

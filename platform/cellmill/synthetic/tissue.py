@@ -101,7 +101,7 @@ def _build_scene(canvas: Box, mpp: float, style: TissueStyle, world: World) -> _
     )
     table, column, row = structure_table(*area_um, world)
     structures = (table, int(column), int(row))
-    objects, keys = find_objects(area_um, style.chances, style.kinds, *structures, world)
+    objects, keys = find_objects(area_um, chances=style.chances, kinds=style.kinds, structures=structures, world=world)
     labels, stats = own_pixels(objects, settled.x0, settled.y0, settled.width, settled.height, mpp)
     return _Scene(
         canvas=canvas,
