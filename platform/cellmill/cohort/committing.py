@@ -5,6 +5,7 @@ In: `SlideCommit`, a slide whose fields are all in. Out: `CommitResult`: its sta
 
 from collections import deque
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 from cellmill.cohort.claims import check_driver_claim
@@ -23,6 +24,11 @@ from cellmill_schemas.slides import SlideStatus
 __all__ = ["CommitQueue", "CommitResult", "SlideCommit", "commit"]
 
 
+_NOTHING_READABLE = (
+    "None of the slide's tissue could be read: its tiles are damaged, or the file is cut off. Copy or export it again."
+)
+
+
 @dataclass(frozen=True)
 class SlideCommit:
     """A slide to commit."""
@@ -32,6 +38,8 @@ class SlideCommit:
     fields: tuple[FieldSpec, ...]
     counts: FieldCounts
     """Areas that the plan alone decided."""
+    figures: str
+    """What was measured when tissue was looked for."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +59,9 @@ def commit(order: SlideCommit, context: RunContext) -> CommitResult:
     try:
         check_driver_claim(context.store, slide_id, driver=context.driver)
         work = context.work(order.facts)
+        found = _counts(order, context)
+        if found is not None and not found.analysed_px and found.excluded_px.get("unreadable"):
+            return CommitResult(slide_id, None, reason=_NOTHING_READABLE)
         attempts = list_attempts(
             context.store, slide_id, scope=SLIDE_SCOPE, slide_fingerprint=order.facts.slide_fingerprint
         )
@@ -59,7 +70,7 @@ def commit(order: SlideCommit, context: RunContext) -> CommitResult:
             work,
             planned=order.fields,
             elsewhere=order.counts,
-            reasons=_unreadable(order, context),
+            reasons=_reasons(order, found),
             num_attempts=1 + len(attempts),
         )
         return CommitResult(slide_id, status)
@@ -70,15 +81,22 @@ def commit(order: SlideCommit, context: RunContext) -> CommitResult:
         return CommitResult(slide_id, None, reason=failure_reason(error, order.source), refused=refused)
 
 
-def _unreadable(order: SlideCommit, context: RunContext) -> tuple[str, ...]:
-    """A sentence about area that could not be read, if there is any."""
+def _counts(order: SlideCommit, context: RunContext) -> FieldCounts | None:
+    """What the slide's fields held; None where a part is missing, which the commit itself will say."""
     work = context.work(order.facts)
     keys = [part_key(work.slide_id, work.work_key, field.name) for field in order.fields]
     try:
         parts = read_summaries(context.store, keys)
     except FileNotFoundError:
-        return ()  # the commit will say which fields are missing
-    area_px = sum(part.summary.counts.excluded_px.get("unreadable", 0) for part in parts)
+        return None
+    return reduce(FieldCounts.plus, (part.summary.counts for part in parts), FieldCounts())
+
+
+def _reasons(order: SlideCommit, found: FieldCounts | None) -> tuple[str, ...]:
+    """What the status should say besides its figures."""
+    if not order.fields:
+        return (f"Nothing to analyse: {order.figures}.",)
+    area_px = 0 if found is None else found.excluded_px.get("unreadable", 0)
     if not area_px:
         return ()
     area_mm2 = area_px * order.facts.grid.target_mpp**2 * 1e-6

@@ -182,6 +182,7 @@ class Ledger:
             facts=facts_from_json(document["facts"]),
             fields=fields,
             counts=FieldCounts(**document["counts"]),
+            figures=document["figures"],
         )
         slide.missing = set(document["missing"])
         slide.failure = ""

@@ -4,7 +4,7 @@ In: an open slide, the settings that change results. Out: a `SlidePlan`. One `Fi
 analyse in its window; a field wholly of background has no task, its area is in the plan's own counts.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from cellmill.cohort.tiles import TileGrid, Verdict, by_place, count_tiles
@@ -54,6 +54,8 @@ class SlidePlan:
     counts: FieldCounts
     """Area that needs no field: outside the region, background."""
     geometry: TileGeometry
+    figures: str
+    """What was measured when tissue was looked for, in words."""
 
     def task(self, field: FieldSpec) -> FieldTask:
         """The work of one of `fields`."""
@@ -62,7 +64,13 @@ class SlidePlan:
 
 
 def plan_fields(
-    facts: SlideFacts, tiles: TileGrid, *, geometry: TileGeometry, field_px: int, halo_px: int
+    facts: SlideFacts,
+    tiles: TileGrid,
+    *,
+    geometry: TileGeometry,
+    field_px: int,
+    halo_px: int,
+    figures: str = "",
 ) -> SlidePlan:
     """Cut a slide into fields.
 
@@ -72,21 +80,16 @@ def plan_fields(
         geometry: the tiles' shape.
         field_px: side of a field's core.
         halo_px: what the decode needs around it.
+        figures: what was measured when tissue was looked for.
     """
     counts = by_place(count_tiles(tiles, owner=None, grid=facts.grid, geometry=geometry))
-    planned = SlidePlan(
-        facts=facts,
-        tiles=tiles,
-        fields=(),
-        counts=counts,
-        geometry=geometry,
-    )
+    plan = SlidePlan(facts=facts, tiles=tiles, fields=(), counts=counts, geometry=geometry, figures=figures)
     wanted = [
         field
         for field in facts.grid.fields(field_px=field_px, halo_px=halo_px)
-        if (planned.task(field).tiles.verdicts == Verdict.ANALYSED).any()
+        if (plan.task(field).tiles.verdicts == Verdict.ANALYSED).any()
     ]
-    return SlidePlan(facts=facts, tiles=tiles, fields=tuple(wanted), counts=planned.counts, geometry=geometry)
+    return replace(plan, fields=tuple(wanted))
 
 
 def facts_from_json(document: dict[str, Any]) -> SlideFacts:

@@ -14,6 +14,7 @@ import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -30,7 +31,7 @@ from cellmill.cohort.rows import Row, RowKind
 from cellmill.cohort.sources import CohortModel
 from cellmill.cohort.tiles import TileGrid, Verdict
 from cellmill.grid import Box
-from cellmill.slides.errors import SlideError
+from cellmill.slides.errors import SlideError, SlideNotFoundError
 from cellmill.slides.fingerprint import slide_fingerprint
 from cellmill.slides.isolated_slide import IsolatedSlide
 from cellmill.store.cellset import CellSet
@@ -92,7 +93,7 @@ class PlanSlide(_Stage):
         """A slide in; its plan and the fields to do out."""
         context, store = self._context, self._context.store
         path = local_copy(source.url)
-        fingerprint = slide_fingerprint(path)
+        fingerprint = _fingerprint(path)
         status = CellSet(store.url).check_unchanged(source.slide_id, slide_fingerprint=fingerprint)
         if status is not None and status.outcome in ("done", "done_empty"):
             refuse_other_scale(status, source.mpp if source.mpp is not None else context.mpp)
@@ -114,12 +115,22 @@ class PlanSlide(_Stage):
             "facts": asdict(plan.facts),
             "fields": [asdict(field) for field in plan.fields],
             "counts": asdict(plan.counts),
+            "figures": plan.figures,
             "missing": [field.name for field in missing],
         }
         yield Row(kind="planned", slide_id=source.slide_id, document=document)
         for field in missing:
             document = {"source": asdict(source), "field_name": field.name, "task": plan.task(field).to_json()}
             yield Row(kind="task", slide_id=source.slide_id, document=document)
+
+
+def _fingerprint(path: Path) -> str:
+    try:
+        return slide_fingerprint(path)
+    except FileNotFoundError:
+        raise SlideNotFoundError("There is no such file.") from None
+    except OSError as error:
+        raise SlideNotFoundError(f"The file cannot be read ({error.strerror}).") from error
 
 
 def refuse_other_scale(status: SlideStatus, mpp: float | None) -> None:
@@ -151,7 +162,12 @@ def _plan(source: SlideSource, path: str, context: RunContext) -> SlidePlan:
     excluded = Verdict.OUTSIDE_REGION if tissue.mode == "region" else Verdict.BACKGROUND
     tiles.verdicts[~tissue.tiles] = excluded
     return plan_fields(
-        facts, tiles, geometry=context.geometry, field_px=context.field_px, halo_px=context.decoder.halo_px
+        facts,
+        tiles,
+        geometry=context.geometry,
+        field_px=context.field_px,
+        halo_px=context.decoder.halo_px,
+        figures=tissue.figures,
     )
 
 
