@@ -446,6 +446,24 @@ def test_a_part_whose_mask_shards_are_gone_is_redone(url: str) -> None:
     cell_set.close()
 
 
+def test_a_commit_sweeps_what_killed_writers_left(tmp_path: Path) -> None:
+    leftovers = [
+        tmp_path / "masks" / "s.ome.zarr" / "0" / "c" / "0" / ".1.0123456789ab.tmp",
+        tmp_path / "cells" / ".s.parquet.0123456789ab.tmp",
+        tmp_path / "slides" / ".s.json.0123456789ab.tmp",
+    ]
+    cell_set, work = SMALL.begin(str(tmp_path))
+    assert work is not None
+    SMALL.write(cell_set, work, SMALL.fields)
+    for leftover in leftovers:
+        leftover.parent.mkdir(parents=True, exist_ok=True)
+        leftover.write_bytes(b"half")
+    cell_set.commit(work, planned=SMALL.fields, elsewhere=FieldCounts())
+    cell_set.close()
+    assert not any(leftover.exists() for leftover in leftovers)
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
 # ------------------------------------------------------------------------------------------------ refused parts
 
 

@@ -84,6 +84,7 @@ def test_open_cells_pushes_columns_and_regions_down_to_the_files(url: str) -> No
     plan = query.explain()
     assert "x_level0_px" in plan.split("Parquet SCAN")[1].split("ESTIMATED")[0]
     assert "geometry" not in plan
+    assert "mm2" not in plan  # nor are slide columns looked up that nobody asked for
     truth = TISSUES["0012"].cells_in(GRID.box).to_pandas()
     assert sorted(query.collect()["cell_id"]) == sorted(truth.cell_id[truth.x_level0_px < 200])
 

@@ -151,6 +151,7 @@ class MaskWriter:
     def publish(self) -> None:
         """Remove what does not belong, then write the arrays' metadata and, last, the root's."""
         prefix = mask_prefix(self._slide_id)
+        self._store.sweep(prefix)
         for key in self._store.list_keys(prefix):
             if key.endswith("zarr.json") or key in self._written:
                 continue

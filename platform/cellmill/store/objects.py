@@ -245,10 +245,10 @@ class ObjectStore:
             with self._explaining("delete", prefix):
                 self._fs.rm(self.path(prefix), recursive=True)  # listed again, deleted a thousand at a time
 
-    def sweep(self, folder: str, *, name: str) -> None:
-        """Remove temporary files that killed writers of the object `folder/name` left on a local disk."""
+    def sweep(self, folder: str, *, name: str = "*") -> None:
+        """Remove temporary files that killed writers of objects called `name` left below a folder of a local disk."""
         if self._local:
-            for path in Path(self.path(folder)).glob(f".{name}.*{_TEMPORARY_SUFFIX}"):
+            for path in Path(self.path(folder)).rglob(f".{name}.*{_TEMPORARY_SUFFIX}"):
                 path.unlink(missing_ok=True)
 
     @contextmanager

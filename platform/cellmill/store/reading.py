@@ -42,12 +42,18 @@ def open_cells(url: str | Path) -> pl.LazyFrame:
     store = ObjectStore(url)
     identity = read_identity(store)
     done = [status for status in read_statuses(store) if status.outcome == "done"]
-    slides = pl.DataFrame(statuses_table(done)).select("slide_id", *SLIDE_COLUMNS)
+    slides = pl.DataFrame(statuses_table(done))
     if done:
         cells = _scan(store, [cells_key(status.slide_id) for status in done])
     else:
         cells = pl.DataFrame(cell_schema(identity.ontology).empty_table()).lazy()
-    return cells.with_columns(pl.col("slide_id").cast(pl.String)).join(slides.lazy(), on="slide_id", how="left")
+    # Expressions rather than a join: slide columns that a query does not use cost it nothing.
+    return cells.with_columns(pl.col("slide_id").cast(pl.String)).with_columns(
+        pl.col("slide_id")
+        .replace_strict(slides["slide_id"], slides[name], return_dtype=slides.schema[name])
+        .alias(name)
+        for name in SLIDE_COLUMNS
+    )
 
 
 def read_cells_geodataframe(url: str | Path, slide_id: str) -> "gpd.GeoDataFrame":
