@@ -15,6 +15,8 @@ from cellmill.arguments import parse_dataclass
 from cellmill.cohort.manifest import list_sources
 from cellmill.overlay import OverlayRegion, densest_region, draw_overlay
 from cellmill.store.cellset import CellSet
+from cellmill.store.identity import read_identity
+from cellmill.store.objects import ObjectStore
 from cellmill.store.reading import open_cells
 from cellmill_schemas.ontology import Ontology
 from cellmill_schemas.slides import SlideStatus
@@ -67,7 +69,7 @@ def show_cells(config: ShowCellsConfig) -> Table:
         ValueError: when the slide is not in the cell set or not among `--slides`.
     """
     cell_set = CellSet(config.cells)
-    ontology = cell_set.identity.ontology
+    ontology = read_identity(ObjectStore(config.cells)).ontology
     status = _chosen_status(config, cell_set)
     slide = _slide_file(config, status.slide_id)
     cells = (
