@@ -18,8 +18,8 @@ from cellmill.synthetic.noise import smoothstep, vnoise
 
 __all__ = ["BlurPatch", "PenStroke", "SlideMarks", "draw_marks"]
 
-_INKS = ((0.10, 0.22, 0.62), (0.06, 0.42, 0.22), (0.10, 0.10, 0.12), (0.55, 0.08, 0.12))
-"""Transmission of the ink where it is thick: blue, green, black, red."""
+_INKS = ((0.10, 0.22, 0.62), (0.06, 0.42, 0.22), (0.10, 0.10, 0.12))
+"""Transmission of the ink where it is thick: blue, green, black. Red is left out: by colour it is eosin."""
 
 
 @dataclass(frozen=True)
