@@ -1,4 +1,4 @@
-"""Claims about synthetic slides on disk: they open, show what was rendered, come with exact truth, need little memory."""
+"""Claims about synthetic slides on disk: they open, show what was rendered, have exact truth, need little memory."""
 
 import filecmp
 import json
