@@ -111,7 +111,7 @@ def evaluate_samples(network: CellNetwork, samples: Iterable[TissueSample]) -> d
 
 
 def _nearest(array: npt.NDArray[np.integer], size: tuple[int, int]) -> npt.NDArray[np.int32]:
-    return cv2.resize(array.astype(np.float32), size, interpolation=cv2.INTER_NEAREST).astype(np.int32)
+    return cv2.resize(array.astype(np.float32), size, interpolation=cv2.INTER_NEAREST_EXACT).astype(np.int32)
 
 
 def _names(bits: int) -> frozenset[str]:

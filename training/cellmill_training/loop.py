@@ -176,9 +176,8 @@ def _step(
     )
     if not bool(torch.isfinite(parts.total)):
         raise LossIsNotFiniteError(
-            f"The loss at step {state.step} is {float(parts.total)} (detection {float(parts.detection)}, typing "
-            f"{float(parts.typing)}, flow {float(parts.flow)}). Lower learning_rate (now {config.learning_rate}) or "
-            "look for broken labels; the last checkpoint is from before this step."
+            f"The loss at step {state.step} is not finite: {_line(_floats(parts))}. Lower learning_rate (now "
+            f"{config.learning_rate}) or look for broken labels; the last checkpoint is from before this step."
         )
     state.optimizer.zero_grad(set_to_none=True)
     parts.total.backward()

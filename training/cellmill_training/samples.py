@@ -101,7 +101,7 @@ def resampled(image: npt.NDArray[np.uint8], *, mpp: float, target_mpp: float) ->
 
 def _nearest(array: npt.NDArray[np.int32], size: tuple[int, int]) -> npt.NDArray[np.int32]:
     # OpenCV resizes no int32, and float32 holds every label below 2^24 exactly.
-    return cv2.resize(array.astype(np.float32), size, interpolation=cv2.INTER_NEAREST).astype(np.int32)
+    return cv2.resize(array.astype(np.float32), size, interpolation=cv2.INTER_NEAREST_EXACT).astype(np.int32)
 
 
 def make_sample(

@@ -1,7 +1,7 @@
 """Self-training: a trained network labels unlabelled H&E, and the next one learns from what it was sure of.
 
 Consumes images and a network, produces `TissueSample`s of source `pseudo`. Predictions are averaged over the eight
-turns and mirrors and over two scales, which is a better network than the one that is trained. Pixels where that average
+turns and mirrors, which is a better network than the one that is trained. Pixels where that average
 is undecided are left open (all bits set), cells whose pixels are mostly undecided get no flow, and a type counts only
 where it is clear. The second stage sees these images under strong stain changes (a noisy student), and that is where it
 gains.
@@ -46,7 +46,7 @@ class PseudoLabelConfig:
     """Mean foreground probability from which a cell's outline is learnt."""
     sure_type: float = 0.75
     """Mean probability from which a cell's type is learnt; below it the cell is of any type."""
-    scales: tuple[float, ...] = (1.0, 1.2)
+    scales: tuple[float, ...] = (1.0,)
     """Images are also shown enlarged by these factors."""
 
 
@@ -173,7 +173,7 @@ def _judged(
 
 
 def _enlarged(array: npt.NDArray[np.integer], size: tuple[int, int]) -> npt.NDArray[np.int32]:
-    return cv2.resize(array.astype(np.float32), size, interpolation=cv2.INTER_NEAREST).astype(np.int32)
+    return cv2.resize(array.astype(np.float32), size, interpolation=cv2.INTER_NEAREST_EXACT).astype(np.int32)
 
 
 def _with_hints(

@@ -1,6 +1,7 @@
-"""Unlabelled real H&E: the brecahad images (CC BY 4.0) and the two real slides (CC0; Apache-2.0).
+"""brecahad: real H&E of breast with boxed nuclei, many without a box. CC BY 4.0 (Aksac et al. 2019).
 
-They lend their eosin textures to hematoxylin-only images, and are what a trained network labels for self-training.
+The images lend their eosin textures to hematoxylin-only images, and are what a trained network labels for
+self-training. A box is given by its centre and size: hematoxylin at (x, y) is twice what it is at (x + w/2, y + h/2).
 Scale of brecahad: not stated; taken as 0.25 um/px, at which its median tumour box is 10 um across.
 """
 
@@ -39,7 +40,7 @@ def read_brecahad(folder: Path) -> list[TissueSample]:
                 x, y, width, height = (float(row[key]) for key in ("x", "y", "w", "h"))
                 disc = np.zeros(image.shape[:2], np.uint8)
                 axes = (max(1, round(width * _CORE / 2)), max(1, round(height * _CORE / 2)))
-                cv2.ellipse(disc, (round(x + width / 2), round(y + height / 2)), axes, 0.0, 0.0, 360.0, 1, -1)
+                cv2.ellipse(disc, (round(x), round(y)), axes, 0.0, 0.0, 360.0, 1, -1)
                 instances[disc > 0] = number
                 allowed[disc > 0] = bits_of(_CLASSES[row["class"]])
         white = cv2.erode((image.min(axis=2) > 225).astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
