@@ -13,7 +13,6 @@ import numpy as np
 import polars as pl
 import psutil
 import pytest
-import ray
 import zarr
 from cohort_helpers import RecordedProgress, run
 from oracle import OracleModel, make_slide
@@ -21,6 +20,7 @@ from oracle import OracleModel, make_slide
 from cellmill.cohort.pipeline import ray_engine
 from cellmill.cohort.progress import RunTotals
 from cellmill.cohort.run import RunReport
+from cellmill.cohort.session import ray_session
 from cellmill.cohort.sources import NetworkModel
 
 TESTS = Path(__file__).parent
@@ -62,13 +62,17 @@ def reference(slides: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 
 @pytest.fixture(scope="module")
-def ray_with_oracle(ray_session: None) -> Iterator[None]:
-    # Workers do not see this folder; what lives here travels to them whole.
+def ray_with_oracle() -> Iterator[None]:
+    """One Ray for the runs below, which find it there and use it."""
     import oracle
 
-    ray.cloudpickle.register_pickle_by_value(oracle)
-    yield
-    ray.cloudpickle.unregister_pickle_by_value(oracle)
+    with ray_session(object_store_bytes=1 << 28):
+        import ray
+
+        # Workers do not see this folder; what lives here travels to them whole.
+        ray.cloudpickle.register_pickle_by_value(oracle)
+        yield
+        ray.cloudpickle.unregister_pickle_by_value(oracle)
 
 
 @pytest.mark.parametrize("field_px", [256, 512, 1024])

@@ -17,6 +17,7 @@ from cellmill.cohort.granted import granted_cpus, granted_memory_bytes
 __all__ = ["inside_ray_job", "ray_session"]
 
 _MIN_STORE_BYTES = 256 << 20
+_MAX_STARTS = 4
 
 
 def inside_ray_job() -> bool:
@@ -49,18 +50,27 @@ def ray_session(*, object_store_bytes: int) -> Generator[None]:
     if joins_cluster:
         ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), **quiet)
     else:
-        with _stderr_kept_back():
-            ray.init(
-                address="local",
-                num_cpus=granted_cpus(),
-                include_dashboard=False,
-                object_store_memory=max(_MIN_STORE_BYTES, min(object_store_bytes, granted_memory_bytes() // 3)),
-                **quiet,
-            )
+        store_bytes = max(_MIN_STORE_BYTES, min(object_store_bytes, granted_memory_bytes() // 3))
+        _start(num_cpus=granted_cpus(), object_store_memory=store_bytes, **quiet)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _start(**settings: Any) -> None:
+    """Start Ray on this machine. It gives its own processes 30 s, which a busy machine exceeds: then start again."""
+    import ray
+
+    for attempt in range(_MAX_STARTS):
+        try:
+            with _stderr_kept_back():
+                ray.init(address="local", include_dashboard=False, **settings)
+            return
+        except Exception as error:
+            ray.shutdown()
+            if attempt == _MAX_STARTS - 1 or "timed out during startup" not in str(error):
+                raise
 
 
 @contextmanager
