@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml constraints.txt $(filter .uv/bin/uv,$(UV))
 	touch $@
 
 demo: $(STAMP)
-	$(PY) jobs/make_synthetic_cohort.py --out demo/cohort --num-slides 3 --width-mm 2 --height-mm 1.5 --seed 7
+	$(PY) jobs/make_synthetic_cohort.py --out demo/cohort --num-slides 3 --width-mm 2 --height-mm 1.5 --seed 0
 	$(PY) jobs/segment_cohort.py --slides 'demo/cohort/slides' --out demo/cells
 	$(PY) jobs/show_cells.py --cells demo/cells --slides 'demo/cohort/slides' --out demo/overlay.png
 
@@ -45,3 +45,4 @@ constraints:
 
 clean:
 	rm -rf $(VENV) .uv demo
+	find . -name __pycache__ -not -path "./.venv/*" -prune -exec rm -rf {} +
