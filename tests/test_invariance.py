@@ -24,6 +24,8 @@ from cellmill.cohort.session import ray_session
 from cellmill.cohort.sources import NetworkModel
 
 TESTS = Path(__file__).parent
+# Ray warns about its own settings and leaves its own processes to be collected.
+RAYS_OWN = ("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ def test_cells_do_not_depend_on_field_size(slides: Path, reference: Made, tmp_pa
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.filterwarnings(*RAYS_OWN)
 @pytest.mark.usefixtures("ray_with_oracle")
 def test_cells_do_not_depend_on_workers(slides: Path, reference: Made, tmp_path: Path, num_workers: int) -> None:
     check(run(slides, tmp_path, engine=ray_engine, num_workers=num_workers))
@@ -117,6 +120,7 @@ def test_a_killed_driver_leaves_only_missing_fields_to_do(slides: Path, referenc
     assert made(tmp_path, "a").equals(reference)
 
 
+@pytest.mark.filterwarnings(*RAYS_OWN)
 @pytest.mark.usefixtures("ray_with_oracle")
 def test_a_killed_worker_is_replaced(slides: Path, reference: Made, tmp_path: Path) -> None:
     killed: list[int] = []
