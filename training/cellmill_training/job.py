@@ -43,6 +43,7 @@ class TrainStudentSettings:
         permissive_data_only: leave out sets whose licence binds the weights (MoNuSAC).
         max_failures: how often a failed worker is replaced before the run gives up.
         seed: of initial weights and crops.
+        synthetic_regions: regions of synthetic tissue to add, each 448 px wide at 0.5 um/px.
         teacher: a trained model (folder, packaged name or models:/ URI) that labels the unlabelled images first
             (self-training), and whose weights the run starts from where they fit. Default: none.
     """
@@ -59,6 +60,7 @@ class TrainStudentSettings:
     permissive_data_only: bool = False
     max_failures: int = 3
     seed: int = 20
+    synthetic_regions: int = 72
     teacher: str = ""
 
     def __post_init__(self) -> None:
@@ -78,7 +80,12 @@ def recipe_of(settings: TrainStudentSettings) -> StudentRecipe:
     base = StudentRecipe()
     loop = replace(base.loop, time_budget_seconds=settings.time_budget, max_steps=settings.max_steps or None)
     return replace(
-        base, architecture=settings.architecture, batch_size=settings.batch_size, seed=settings.seed, loop=loop
+        base,
+        architecture=settings.architecture,
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+        num_synthetic_regions=settings.synthetic_regions,
+        loop=loop,
     )
 
 

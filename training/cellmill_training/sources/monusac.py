@@ -127,7 +127,7 @@ def _pieces(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int32]:
     single = mask.astype(np.int32)
     if _solidity(mask) > 0.93:
         return single
-    inner = cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, 5)
+    inner = cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, 5).astype(np.float32)
     distance = cv2.GaussianBlur(inner, (0, 0), 1.5).astype(np.float32)
     reach = max(3, round(0.75 * float(distance.max())))
     summit = cv2.dilate(distance, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1)))
@@ -135,7 +135,7 @@ def _pieces(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int32]:
     num_seeds, _, _, centers = cv2.connectedComponentsWithStats(peaks.astype(np.uint8))
     if num_seeds <= 2:
         return single
-    return _power_cells(mask, inner, centers[1:])
+    return _power_cells(mask, inner, centers[1:].astype(np.float64))
 
 
 def _power_cells(
