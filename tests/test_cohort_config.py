@@ -29,7 +29,7 @@ def test_flags_and_yaml_are_the_same_settings(tmp_path: Path) -> None:
         (["--out", "x"], ["--slides", "at least one"]),
         (["--slides", "a"], ["--out", "cell set"]),
         (["--slides", "a", "--out", "x", "--field-px", "300"], ["--field-px", "multiple of 256", "300", "try"]),
-        (["--slides", "a", "--out", "x", "--mpp", "0"], ["--mpp", "0.05 to 20", "got 0.0", "40x"]),
+        (["--slides", "a", "--out", "x", "--mpp", "0"], ["--mpp", "0.05 to 10", "got 0.0", "40x"]),
         (["--slides", "a", "--out", "x", "--device", "gpu"], ["device", "gpu", "cuda"]),
         (["--slides", "a", "--out", "x", "--fild-px", "1"], ["--fild-px", "did you mean --field-px"]),
         (["--slides", "a", "--out", "x", "--batch-size", "many"], ["batch_size", "many"]),

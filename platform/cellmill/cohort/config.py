@@ -6,6 +6,8 @@ In: arguments. Out: a checked `SegmentCohortConfig`. The sentence under each fie
 from dataclasses import dataclass
 from typing import Literal
 
+from cellmill.slides.scale import MAX_MPP, MIN_MPP, is_usable_mpp
+
 __all__ = ["DEFAULT_BATCH_SIZE", "DEFAULT_FIELD_PX", "SHARD_PX", "SegmentCohortConfig"]
 
 DEFAULT_FIELD_PX = 4096
@@ -93,10 +95,10 @@ class SegmentCohortConfig:
         for name in ("target_mpp", "mpp"):
             value = getattr(self, name)
             _check(
-                value is None or 0.05 <= value <= 20,
+                value is None or is_usable_mpp(value),
                 _flag(name),
                 value,
-                "0.05 to 20 um/px",
+                f"{MIN_MPP:g} to {MAX_MPP:g} um/px",
                 "give micrometres per pixel: 0.25 for 40x, 0.5 for 20x, as a rule",
             )
         _check(

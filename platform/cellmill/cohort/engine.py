@@ -18,7 +18,11 @@ from cellmill.cohort.rows import Row
 from cellmill.cohort.sources import CohortModel
 from cellmill.cohort.stages import PlanSlide, ReadField, SegmentField
 
-__all__ = ["Commits", "Engine", "EngineFactory", "serial_engine", "slide_rows"]
+__all__ = ["Commits", "Engine", "EngineError", "EngineFactory", "serial_engine", "slide_rows"]
+
+
+class EngineError(Exception):
+    """The engine itself cannot go on; what is finished is kept."""
 
 
 class Commits(Protocol):

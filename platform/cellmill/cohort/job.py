@@ -12,8 +12,9 @@ if TYPE_CHECKING:
 
 __all__ = ["main", "report_and_code"]
 
-DONE, UNUSABLE, SOME_FAILED = 0, 2, 3
-"""Exit codes: every slide done; nothing was run, because settings or output cannot be used; some slides failed."""
+DONE, BROKE_OFF, UNUSABLE, SOME_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
+"""Exit codes: every slide done; the workers could not go on; nothing was run, because settings or output cannot be
+used; some slides failed; stopped by Ctrl-C."""
 
 _DESCRIPTION = """Segment the cells of H&E slides: one table of cells, one label mask and one status a slide. The same
 command on the same --out does only what is missing. Exits 0 when every slide is done, 3 when some failed (the others
@@ -24,6 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the job; returns its exit code."""
     config = parse_dataclass(SegmentCohortConfig, prog="segment_cohort", description=_DESCRIPTION, arguments=arguments)
     # Only now: --help and a wrong flag need no torch.
+    from cellmill.cohort.engine import EngineError
     from cellmill.cohort.progress import open_progress, print_slides
     from cellmill.cohort.run import run_cohort
     from cellmill.cohort.sources import NetworkModel
@@ -39,6 +41,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, StoreError) as error:
         sys.stderr.write(f"segment_cohort: {error}\n")
         return UNUSABLE
+    except EngineError as error:
+        sys.stderr.write(f"segment_cohort: {error}\n")
+        return BROKE_OFF
+    except KeyboardInterrupt:
+        sys.stderr.write("segment_cohort: stopped. Finished fields are kept; the same command goes on from there.\n")
+        return INTERRUPTED
     return report_and_code(report)
 
 

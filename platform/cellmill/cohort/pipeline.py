@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from cellmill.cohort.committing import CommitQueue
 from cellmill.cohort.context import RunContext
-from cellmill.cohort.engine import Commits, Engine, slide_rows
+from cellmill.cohort.engine import Commits, Engine, EngineError, slide_rows
 from cellmill.cohort.manifest import SlideSource
 from cellmill.cohort.rows import Row
 from cellmill.cohort.session import ray_session
@@ -116,6 +116,7 @@ class _RayEngine:
 
     def stream(self, sources: Sequence[SlideSource]) -> Iterator[Row]:
         import ray.data
+        from ray.exceptions import RayError
 
         _quieten(ray.data.DataContext.get_current())
         sizes, context = self._sizes, self._context
@@ -146,13 +147,26 @@ class _RayEngine:
                 **one_by_one,
             )
         )
-        for table in dataset.iter_batches(prefetch_batches=0, **one_by_one):
-            yield Row.of_table(table)
+        try:
+            for table in dataset.iter_batches(prefetch_batches=0, **one_by_one):
+                yield Row.of_table(table)
+        except RayError as error:
+            # Stages let nothing out, so this is a worker that cannot start (a model that does not fit its device) or
+            # a cluster that is gone.
+            raise EngineError(
+                f"Ray's workers cannot go on: {_last_line(error)}. Finished fields are kept; put it right and run the "
+                "same command again. Ray's log files, in /tmp/ray/session_latest/logs of each node, say more."
+            ) from error
 
 
 def _plan_slides(table: pa.Table, *, context: RunContext) -> Iterator[pa.Table]:
     """A task, not an actor: planning keeps nothing between slides, and its process can be used again."""
     yield from PlanSlide(context)(table)
+
+
+def _last_line(error: Exception) -> str:
+    """Ray's messages end with the error of the worker."""
+    return str(error).strip().rsplit("\n", 1)[-1].strip()
 
 
 def _actors(size: int) -> Any:
