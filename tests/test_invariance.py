@@ -174,7 +174,7 @@ def test_real_cells_of_a_real_slide_do_not_depend_on_field_size(
 ) -> None:
     slide, found = shared_data / "slides" / "HE_example.ome.tif", []
     for field_px in (2048, 1024, 512):
-        check(run(slide, tmp_path / str(field_px), lite, field_px=field_px, batch_size=4))
+        check(run(slide, tmp_path / str(field_px), lite, field_px=field_px))
         found.append(made(tmp_path / str(field_px), "HE_example"))
     assert pl.read_parquet(found[0].table).height > 500
     assert found[1].equals(found[0]) and found[2].equals(found[0])
@@ -185,7 +185,7 @@ def test_a_real_aperio_slide_gives_the_same_cells_in_parts(
 ) -> None:
     slide, found = shared_data / "slides" / "CMU-1-Small-Region.svs", []
     for field_px in (4096, 1536):
-        check(run(slide, tmp_path / str(field_px), lite, field_px=field_px, batch_size=4))
+        check(run(slide, tmp_path / str(field_px), lite, field_px=field_px))
         found.append(made(tmp_path / str(field_px), "CMU-1-Small-Region"))
     assert pl.read_parquet(found[0].table).height > 1000
     assert found[1].equals(found[0])

@@ -49,7 +49,7 @@ def test_shifting_the_tiles_by_half_a_stride_changes_hardly_a_cell(shared_data: 
     for name, image in (("plain", pixels), ("shifted", padded)):
         write_tiff(tmp_path / f"{name}.tif", image, mpp=(0.5, 0.5))
     slides = [str(tmp_path / "plain.tif"), str(tmp_path / "shifted.tif")]
-    report = run(slides, tmp_path / "out", lite, tissue="none", field_px=4096, batch_size=4)
+    report = run(slides, tmp_path / "out", lite, tissue="none", field_px=4096)
     assert report.all_done, [status.reasons for status in report.statuses]
     ids, centres, mask = cells_and_mask(tmp_path / "out", "plain")
     _, moved, shifted = cells_and_mask(tmp_path / "out", "shifted")

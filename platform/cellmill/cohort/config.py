@@ -8,10 +8,9 @@ from typing import Literal
 
 from cellmill.slides.scale import MAX_MPP, MIN_MPP, is_usable_mpp
 
-__all__ = ["DEFAULT_BATCH_SIZE", "DEFAULT_FIELD_PX", "SHARD_PX", "SegmentCohortConfig"]
+__all__ = ["DEFAULT_FIELD_PX", "SHARD_PX", "SegmentCohortConfig"]
 
 DEFAULT_FIELD_PX = 4096
-DEFAULT_BATCH_SIZE = 8
 SHARD_PX = 256
 """Side of the smallest mask shard: a field core is a whole number of them."""
 
@@ -50,8 +49,9 @@ class SegmentCohortConfig:
     faster, since less is done twice along borders (8192 saves a fifth), and takes more memory: about 30 bytes per px of
     its area, 0.5 GB at 4096, for each worker. Does not change results."""
 
-    batch_size: int = DEFAULT_BATCH_SIZE
-    """Tiles per forward pass. Part of what fixes results to the last digit."""
+    batch_size: int = 0
+    """Tiles per forward pass. Default (0): 1 on a CPU, where larger ones are slower, 16 with CUDA. Part of what fixes
+    results to the last digit."""
 
     num_workers: int = 0
     """Fields segmented at the same time. Default (0): the CPUs granted to this process or cluster, or its GPUs with
@@ -108,13 +108,12 @@ class SegmentCohortConfig:
             f"a positive multiple of {SHARD_PX}",
             f"try {DEFAULT_FIELD_PX}",
         )
-        for name in ("batch_size", "threads_per_worker", "max_attempts"):
+        for name in ("threads_per_worker", "max_attempts"):
             _check(
                 getattr(self, name) >= 1, _flag(name), getattr(self, name), "1 or more", "leave it out for the default"
             )
-        _check(
-            self.num_workers >= 0, "--num-workers", self.num_workers, "1 or more", "leave it out for all CPUs granted"
-        )
+        for name in ("batch_size", "num_workers"):
+            _check(getattr(self, name) >= 0, _flag(name), getattr(self, name), "1 or more", "leave it out")
         _check(
             self.max_slides is None or self.max_slides >= 1,
             "--max-slides",

@@ -29,6 +29,11 @@ if TYPE_CHECKING:
 __all__ = ["RunContext", "make_context", "read_secret"]
 
 
+DEFAULT_BATCH_SIZES: dict[str, int] = {"cpu": 1, "cuda": 16}
+"""Tiles a forward pass. On one CPU thread OpenVINO took 0.122 s a tile of `lite` alone and 0.142 s in batches of 8, and
+a field's last batch is padded."""
+
+
 @dataclass(frozen=True)
 class RunContext:
     """Settings of a run as its workers need them."""
@@ -115,7 +120,7 @@ def make_context(
         target_mpp=target_mpp,
         mpp=config.mpp,
         field_px=config.field_px,
-        batch_size=config.batch_size,
+        batch_size=config.batch_size or DEFAULT_BATCH_SIZES[device],
         threads_per_worker=config.threads_per_worker,
         device=device,
         tissue=tissue,  # type: ignore[arg-type]
