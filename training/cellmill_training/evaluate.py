@@ -24,7 +24,7 @@ from cellmill_training.samples import BACKGROUND_BIT, TissueSample, resampled, t
 __all__ = ["Evaluation", "decoded", "evaluate_sample", "evaluate_samples", "predicted_maps", "voted_types"]
 
 _PAD_PX = 32
-_MULTIPLE = 32
+_MULTIPLE = 64
 
 
 @dataclass(frozen=True)

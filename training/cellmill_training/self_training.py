@@ -83,7 +83,7 @@ def _turned_prediction(network: CellNetwork, image: npt.NDArray[np.uint8], *, tu
     shown = np.rot90(image, turns)
     shown = np.ascontiguousarray(shown[:, ::-1] if mirror else shown)
     height, width = shown.shape[:2]
-    padded = cv2.copyMakeBorder(shown, 32, 32 + -height % 32, 32, 32 + -width % 32, cv2.BORDER_REFLECT_101)
+    padded = cv2.copyMakeBorder(shown, 32, 32 + -height % 64, 32, 32 + -width % 64, cv2.BORDER_REFLECT_101)
     with torch.inference_mode():
         raw = network(torch.from_numpy(padded).permute(2, 0, 1)[None].float())[0, :, 32 : 32 + height, 32 : 32 + width]
         prob = torch.softmax(raw[FLOW_CHANNELS:], dim=0).numpy()

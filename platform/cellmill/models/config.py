@@ -62,9 +62,10 @@ class ModelConfig:
             )
         if not 0.05 <= self.target_mpp <= 20.0:
             raise ValueError(f"target_mpp is um per px and must lie in 0.05..20, got {self.target_mpp}.")
-        if self.tile_px <= 2 * self.margin_px or self.tile_px % 32:
+        multiple = 64 if self.architecture == "student" else 32
+        if self.tile_px <= 2 * self.margin_px or self.tile_px % multiple:
             raise ValueError(
-                f"tile_px must be a multiple of 32 above 2 * margin_px, got tile_px={self.tile_px}, "
+                f"tile_px must be a multiple of {multiple} above 2 * margin_px, got tile_px={self.tile_px}, "
                 f"margin_px={self.margin_px}."
             )
 

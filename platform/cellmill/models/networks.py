@@ -1,7 +1,8 @@
 """Networks: pixels in, unit flows and class logits out.
 
 Every network maps images float32 (B, 3, H, W), raw 0..255 RGB, to (B, 2 + 1 + C, H, W): flows dy and dx at unit scale,
-then logits with background first. H and W are multiples of 16 (`lite`) or 32 (`student`).
+then logits with background first. H and W are multiples of 16 (`lite`) or 64 (`student`,
+whose attention works on pairs of pixels at stride 32).
 
 Letters: B batch, C classes, F features.
 """
