@@ -231,8 +231,8 @@ def _price(
     cost: NDArray[np.float64],
     point: NDArray[np.float64],
 ) -> None:
-    a, c = before[at], after[at]
-    d = after[c]
+    a, c = int(before[at]), int(after[at])
+    d = int(after[c])
     x, y, price = _segment_collapse(
         ring[a, 0], ring[a, 1], ring[at, 0], ring[at, 1], ring[c, 0], ring[c, 1], ring[d, 0], ring[d, 1]
     )
