@@ -194,5 +194,8 @@ def test_averaging_over_turns_and_mirrors_turns_flows_back() -> None:
     once = network(torch.from_numpy(image).permute(2, 0, 1)[None].float())[0].numpy()
     unit = once[:2] / np.maximum(np.sqrt((once[:2] ** 2).sum(axis=0)), 1e-3)
     flow = averaged_maps(network, image, scales=(1.0,)).flow / 4096.0
-    agreement = (unit * flow).sum(axis=0)[2:-2, 2:-2]
+    steep = np.sqrt((unit**2).sum(axis=0)) > 0.5  # where the image is flat there is no direction
+    inner = np.zeros_like(steep)
+    inner[2:-2, 2:-2] = True
+    agreement = (unit * flow).sum(axis=0)[steep & inner]
     assert float(np.quantile(agreement, 0.02)) > 0.98
