@@ -4,11 +4,17 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 # Before numba, torch or OpenMP load: tests run beside other things on few cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("NUMBA_NUM_THREADS", "1")
+
+# No deadline: an example that compiles a kernel takes seconds. In CI the examples are the same in every run, so that a
+# red run means a change and not a new example.
+hypothesis.settings.register_profile("cellmill", deadline=None, derandomize=bool(os.environ.get("CI")))
+hypothesis.settings.load_profile("cellmill")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -24,16 +30,8 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
-    """One local Ray of two CPUs on loopback, started by the first test that needs it."""
-    import ray
+    """One local Ray on loopback, started by the first test that needs it, as the jobs themselves start it."""
+    from cellmill.cohort import session
 
-    ray.init(
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="error",
-        _node_ip_address="127.0.0.1",
-        object_store_memory=512 * 1024**2,
-    )
-    yield
-    ray.shutdown()
+    with session.ray_session(object_store_bytes=512 << 20):
+        yield
