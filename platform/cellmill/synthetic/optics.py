@@ -63,6 +63,8 @@ def blurred(light: Singles, kernel: Singles, margin: int) -> Singles:
     """Separable convolution; `margin` px (at least the kernel's radius) are lost on each side."""
     channels, height, width = light.shape
     radius = kernel.shape[0] // 2
+    if radius > margin:
+        raise ValueError("The kernel reaches further than the margin that is lost.")
     out = np.zeros((channels, height - 2 * margin, width - 2 * margin), np.float32)
     line = np.empty((height, width - 2 * margin), np.float32)
     for channel in range(channels):

@@ -158,7 +158,8 @@ def _image(scene: _Scene, box: Box, mpp: float, style: TissueStyle, world: World
     stains, compartments = _stain(scene, mpp, style, world)
     light = optics.transmit(stains, style.stain_vectors)
     optics.dust(light, compartments, canvas.x0, canvas.y0, mpp, world.seed + np.uint64(401))
-    pen, blur = _marks_near(style, canvas, mpp)
+    pen, _ = _marks_near(style, canvas, mpp)
+    _, blur = _marks_near(style, box, mpp)  # of the box, as in `_canvas`, whose margin is made for it
     if pen is not None:
         stroke = np.array([pen.x0_um, pen.y0_um, pen.x1_um, pen.y1_um, pen.half_width_um, *pen.ink])
         mark.ink(light, canvas.x0, canvas.y0, mpp, stroke, world.seed + np.uint64(411))
