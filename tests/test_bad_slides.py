@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -36,13 +37,22 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Sl
     (folder / "text.svs").write_text("Dear colleague, please find attached", encoding="utf-8")
     make_slide(folder / "no_mpp.tif", mpp=None, **SIZE)
     make_slide(folder / "mpp_of_a_million.tif", mpp=(1e6, 1e6), **SIZE)
+    make_slide(folder / "resolution_of_0.tif", mpp=(math.inf, math.inf), **SIZE)  # no pixels per cm
     make_slide(folder / "uneven.tif", mpp=(0.5, 0.4), **SIZE)
+    make_slide(folder / "listed" / "mpp_of_0.tif", **SIZE)
+    manifest = folder / "listed" / "list.csv"
+    manifest.write_text("slide,mpp\nmpp_of_0.tif,0\n", encoding="utf-8")
     write_tiff(folder / "glass.tif", np.full((260, 300, 3), 246, np.uint8), mpp=(0.5, 0.5))
     make_slide(folder / "smaller_than_a_tile.tif", width=90, height=70)
     for name in ("crashes_at_open", "crashes_at_read", "hangs"):
         shutil.copy(folder / "good.tif", folder / f"{name}.tif")
     out = folder / "out"
-    slides = [*(str(path) for path in sorted(folder.glob("*.tif"))), str(folder / "*.svs"), str(folder / "gone.svs")]
+    slides = [
+        *(str(path) for path in sorted(folder.glob("*.tif"))),
+        str(folder / "*.svs"),
+        str(folder / "gone.svs"),
+        str(manifest),
+    ]
     report = run(slides, out, reader="bad_readers:open_badly", reader_timeout_seconds=15, max_attempts=2)
     return out, by_id(report)
 
@@ -61,6 +71,8 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Sl
         ("gone", "failed", ["no such file"]),
         ("no_mpp", "failed", ["states no scale", "--mpp"]),
         ("mpp_of_a_million", "failed", ["um/px", "--mpp"]),
+        ("resolution_of_0", "failed", ["--mpp", "manifest"]),
+        ("mpp_of_0", "failed", ["The scale given", "0 x 0 um/px", "manifest's `mpp`"]),
         ("crashes_at_open", "failed", ["failed 2 times", "SIGSEGV", "--max-attempts"]),
         ("crashes_at_read", "failed", ["failed 2 times", "SIGSEGV", "reading level 0"]),
         ("hangs", "failed", ["failed 2 times", "no answer in 15 s"]),
