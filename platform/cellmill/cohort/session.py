@@ -2,6 +2,9 @@
 
 Inside a Ray job, or with RAY_ADDRESS set, the run joins that cluster. Otherwise Ray starts on this machine with the
 CPUs granted to this process, on loopback, without dashboard, quiet.
+
+A local Ray does not outlive its driver, even one that is killed: its servers and workers end at once, and two idle
+agents of Ray's a minute later.
 """
 
 import logging
