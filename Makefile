@@ -23,8 +23,9 @@ $(STAMP): pyproject.toml constraints.txt $(filter .uv/bin/uv,$(UV))
 
 demo: $(STAMP)
 	$(PY) jobs/make_synthetic_cohort.py --out demo/cohort --num-slides 3 --width-mm 2 --height-mm 1.5 --seed 0
-	$(PY) jobs/segment_cohort.py --slides 'demo/cohort/slides' --out demo/cells
-	$(PY) jobs/show_cells.py --cells demo/cells --slides 'demo/cohort/slides' --out demo/overlay.png
+	$(PY) jobs/segment_cohort.py --slides demo/cohort/slides --out demo/cells
+	$(PY) jobs/show_cells.py --cells demo/cells --slides demo/cohort/slides --slide-id synthetic_0000 \
+		--side-um 200 --out demo/overlay.png
 
 test: $(STAMP)
 	$(PY) -m pytest

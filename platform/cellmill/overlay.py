@@ -1,7 +1,7 @@
 """A picture of the cells: outlines in class colours on the slide's own pixels.
 
-In: a cell set and the slide it came from. Out: a PNG of one region, by default where cells lie densest, with a legend
-and a scale bar. It is what one looks at before believing a table.
+In: a cell set and the slide it came from. Out: a PNG of one region, by default where most cells of most types lie, with
+a legend and a scale bar. It is what one looks at before believing a table.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from cellmill.slides.model_grid import ModelGridReader
 from cellmill.slides.opening import open_slide
 from cellmill_schemas.ontology import Ontology
 
-__all__ = ["OverlayRegion", "densest_region", "draw_overlay"]
+__all__ = ["OverlayRegion", "busiest_region", "draw_overlay"]
 
 _LEGEND_PX = 34
 _BAR_UM = 50.0
@@ -33,11 +33,13 @@ class OverlayRegion:
     side_um: float
 
 
-def densest_region(cells: pl.DataFrame, *, side_um: float) -> OverlayRegion:
-    """The square of `side_um`, on a grid of half that, that holds most cells.
+def busiest_region(cells: pl.DataFrame, *, side_um: float) -> OverlayRegion:
+    """The square of `side_um`, on a grid of half that, that shows most: many cells, and of many types.
+
+    Types add up by the square root of their count, so that a mixed region goes before a crowd of one type.
 
     Args:
-        cells: at least the columns x_um and y_um.
+        cells: at least the columns x_um, y_um and cell_type.
         side_um: side of the square, in um.
     """
     if cells.is_empty():
@@ -45,10 +47,13 @@ def densest_region(cells: pl.DataFrame, *, side_um: float) -> OverlayRegion:
     step = side_um / 2
     columns = np.floor(cells["x_um"].to_numpy() / step).astype(np.int64)
     rows = np.floor(cells["y_um"].to_numpy() / step).astype(np.int64)
-    counts = np.zeros((rows.max() + 2, columns.max() + 2), np.int64)
-    np.add.at(counts, (rows, columns), 1)
-    blocks = counts[:-1, :-1] + counts[1:, :-1] + counts[:-1, 1:] + counts[1:, 1:]
-    row, column = np.unravel_index(np.argmax(blocks), blocks.shape)
+    names = cells["cell_type"].cast(pl.String).to_numpy()
+    shown = np.zeros((rows.max() + 1, columns.max() + 1))
+    for name in np.unique(names):
+        counts = np.zeros((rows.max() + 2, columns.max() + 2), np.int64)
+        np.add.at(counts, (rows[names == name], columns[names == name]), 1)
+        shown += np.sqrt(counts[:-1, :-1] + counts[1:, :-1] + counts[:-1, 1:] + counts[1:, 1:])
+    row, column = np.unravel_index(np.argmax(shown), shown.shape)
     return OverlayRegion(float(column * step), float(row * step), side_um)
 
 

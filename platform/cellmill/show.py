@@ -13,7 +13,7 @@ from rich.table import Table
 
 from cellmill.arguments import parse_dataclass
 from cellmill.cohort.manifest import list_sources
-from cellmill.overlay import OverlayRegion, densest_region, draw_overlay
+from cellmill.overlay import OverlayRegion, busiest_region, draw_overlay
 from cellmill.store.cellset import CellSet
 from cellmill.store.identity import read_identity
 from cellmill.store.objects import ObjectStore
@@ -41,10 +41,10 @@ class ShowCellsConfig:
     """Slide to show. Default: the one with most cells."""
 
     x_um: float | None = None
-    """Left edge of the region, in um from the slide's origin. Default: where cells lie densest."""
+    """Left edge of the region, in um from the slide's origin. Default: where most cells of most types lie."""
 
     y_um: float | None = None
-    """Top edge of the region, in um from the slide's origin. Default: where cells lie densest."""
+    """Top edge of the region, in um from the slide's origin. Default: where most cells of most types lie."""
 
     side_um: float = 250.0
     """Side of the square region, in um."""
@@ -78,7 +78,7 @@ def show_cells(config: ShowCellsConfig) -> Table:
         .select("x_um", "y_um", "cell_type", "confidence", "geometry")
         .collect()
     )
-    region = densest_region(cells, side_um=config.side_um)
+    region = busiest_region(cells, side_um=config.side_um)
     if config.x_um is not None and config.y_um is not None:
         region = OverlayRegion(config.x_um, config.y_um, config.side_um)
     assert status.mpp_x is not None
