@@ -100,6 +100,7 @@ def jobs() -> Iterator[list[Job]]:
         job.end()
 
 
+@pytest.mark.timeout(1500)  # two whole jobs with a Ray of their own; most of it is Ray starting
 def test_a_killed_job_leaves_no_process_and_the_same_command_does_only_the_missing_fields(
     tmp_path: Path, jobs: list[Job]
 ) -> None:

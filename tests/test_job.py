@@ -98,6 +98,7 @@ def _wait_for(port: int, head: "subprocess.Popen[bytes]", log: Path) -> None:
     pytest.fail(f"Ray did not start:\n{log.read_text()}")
 
 
+@pytest.mark.timeout(1200)
 def test_a_submitted_job_segments_on_the_cluster(cluster: Cluster, tmp_path: Path) -> None:
     pytest.importorskip("cellmill.models.loading")
     from cellmill.models.loading import packaged_models
