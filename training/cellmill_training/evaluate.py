@@ -19,7 +19,7 @@ from cellmill.instances.maps import DenseMaps, quantise_flow, quantise_prob
 from cellmill.metrics.panoptic import PanopticCounts, TypeCounts, count_panoptic, count_types, match_instances
 from cellmill.models.config import FLOW_CHANNELS
 from cellmill.models.networks import CellNetwork
-from cellmill_training.samples import BACKGROUND_BIT, TissueSample, resampled, training_ontology
+from cellmill_training.samples import BACKGROUND_BIT, TissueSample, nearest_labels, resampled, training_ontology
 
 __all__ = ["Evaluation", "decoded", "evaluate_sample", "evaluate_samples", "predicted_maps", "voted_types"]
 
@@ -78,8 +78,8 @@ def evaluate_sample(network: CellNetwork, sample: TissueSample, *, target_mpp: f
     """Counts of one image."""
     image = resampled(sample.image, mpp=sample.mpp, target_mpp=target_mpp)
     size = (image.shape[1], image.shape[0])
-    reference = _nearest(sample.instances, size)
-    allowed = _nearest(sample.allowed, size).astype(np.uint16)
+    reference = nearest_labels(sample.instances, size)
+    allowed = nearest_labels(sample.allowed, size).astype(np.uint16)
     maps = predicted_maps(network, image)
     labels = decoded(maps, mpp=target_mpp).labels
     names = training_ontology().names
@@ -108,10 +108,6 @@ def evaluate_samples(network: CellNetwork, samples: Iterable[TissueSample]) -> d
         one = evaluate_sample(network, sample)
         found[sample.source] = found[sample.source] + one if sample.source in found else one
     return found
-
-
-def _nearest(array: npt.NDArray[np.integer], size: tuple[int, int]) -> npt.NDArray[np.int32]:
-    return cv2.resize(array.astype(np.float32), size, interpolation=cv2.INTER_NEAREST_EXACT).astype(np.int32)
 
 
 def _names(bits: int) -> frozenset[str]:

@@ -30,6 +30,7 @@ __all__ = [
     "everything",
     "hematoxylin",
     "make_sample",
+    "nearest_labels",
     "resampled",
     "training_ontology",
 ]
@@ -99,7 +100,8 @@ def resampled(image: npt.NDArray[np.uint8], *, mpp: float, target_mpp: float) ->
     return cv2.resize(image, size, interpolation=mode).astype(np.uint8)
 
 
-def _nearest(array: npt.NDArray[np.int32], size: tuple[int, int]) -> npt.NDArray[np.int32]:
+def nearest_labels(array: npt.NDArray[np.integer], size: tuple[int, int]) -> npt.NDArray[np.int32]:
+    """Labels at another size (width, height), each the label under its centre."""
     # OpenCV resizes no int32, and float32 holds every label below 2^24 exactly.
     return cv2.resize(array.astype(np.float32), size, interpolation=cv2.INTER_NEAREST_EXACT).astype(np.int32)
 
@@ -119,9 +121,9 @@ def make_sample(
     target = max(mpp, store_mpp)
     pixels = resampled(image, mpp=mpp, target_mpp=target)
     size = (pixels.shape[1], pixels.shape[0])
-    instances = _nearest(labels.instances, size)
-    allowed = _nearest(labels.allowed.astype(np.int32), size).astype(np.uint16)
-    known = _nearest(labels.flow_known.astype(np.int32), size).astype(np.bool_) & (instances > 0)
+    instances = nearest_labels(labels.instances, size)
+    allowed = nearest_labels(labels.allowed.astype(np.int32), size).astype(np.uint16)
+    known = nearest_labels(labels.flow_known.astype(np.int32), size).astype(np.bool_) & (instances > 0)
     classes = np.full(int(instances.max(initial=0)) + 1, everything(), np.uint16)
     classes[instances.ravel()] = allowed.ravel()
     flow = masks_to_flows(np.where(known, instances, 0).astype(np.int32))  # (2, H, W)

@@ -24,13 +24,8 @@ def check_driver_claim(store: ObjectStore, slide_id: str, *, driver: Owner) -> N
     names = store.list_names(prefix)
     found = store.get_many([f"{prefix}/{names[-1]}"]) if names else {}
     holders = [Owner(**json.loads(data)) for data in found.values()]
-    if not any(_same_process(holder, driver) and not holder.released for holder in holders):
+    if not any(holder.is_same_process(driver) and not holder.released for holder in holders):
         raise ClaimLostError(
             f"The driver of this run no longer holds slide {slide_id} on {store.url}: another took it over. "
             "Leave it to that driver."
         )
-
-
-def _same_process(one: Owner, other: Owner) -> bool:
-    same_id = (one.machine, one.pid) == (other.machine, other.pid)
-    return same_id and abs(one.started_at - other.started_at) < 5  # as `Owner` allows for a stepped clock

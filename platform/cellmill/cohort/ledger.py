@@ -57,6 +57,7 @@ class Ledger:
         self._totals = RunTotals(num_slides=len(sources))
         self._slides: dict[str, _Slide] = {}
         self._ended: dict[int, SlideStatus] = {}  # id(source) -> status
+        self._held_elsewhere: set[int] = set()  # id(source)
         self._redo: list[SlideSource] = []
         self._next_table = time.monotonic() + _TABLE_SECONDS
 
@@ -90,6 +91,7 @@ class Ledger:
             try:
                 self._cells.claim(source.slide_id)
             except SlideClaimedError as error:
+                self._held_elsewhere.add(id(source))
                 self._refuse(source, failure_reason(error, source))
             except StoreError as error:
                 self._fail(source, failure_reason(error, source))
@@ -262,7 +264,7 @@ class Ledger:
 
     def _final(self, source: SlideSource) -> SlideStatus:
         status = self._ended.get(id(source)) or _failed(source, "The run ended before this slide.", None)
-        if status.outcome == "failed" and source.problem is None and "worked on by process" in " ".join(status.reasons):
+        if id(source) in self._held_elsewhere:
             now = self._cells.status(source.slide_id)
             if now is not None and now.outcome in ("done", "done_empty"):
                 return now

@@ -64,11 +64,18 @@ class Owner:
             return True
         return self.machine == _machine() and not self._runs_here()
 
+    def is_same_process(self, other: "Owner") -> bool:
+        """Whether both are claims of one process."""
+        return (self.machine, self.pid) == (other.machine, other.pid) and self._started_at(other.started_at)
+
+    def _started_at(self, moment: float) -> bool:
+        # The clock may be stepped between two readings of the start time, which are relative to it.
+        return abs(moment - self.started_at) < 5
+
     def _runs_here(self) -> bool:
         try:
             process = psutil.Process(self.pid)
-            # The clock may be stepped between two readings of the start time, which are relative to it.
-            return abs(process.create_time() - self.started_at) < 5 and process.status() != psutil.STATUS_ZOMBIE
+            return self._started_at(process.create_time()) and process.status() != psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
             return False
 
