@@ -4,10 +4,14 @@ A file, a DICOM file of a series, or a folder holding one DICOM series.
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cellmill.slides.errors import SlideError, SlideNotFoundError, UnsupportedSlideError
 from cellmill.slides.fingerprint import dicom_series_uid
 from cellmill.slides.reader import SlideReader, check_levels
+
+if TYPE_CHECKING:
+    from cellmill.slides.openslide_reader import OpenSlideReader
 
 __all__ = ["open_slide", "slide_file"]
 
@@ -17,17 +21,20 @@ _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 def open_slide(path: str | Path) -> SlideReader:
     """Open a slide with OpenSlide, or with tifffile where OpenSlide refuses.
 
+    Plain tiles of a slide that OpenSlide opens are decoded without it, see `cellmill.slides.tiled_tiff_reader`.
+
     Raises:
         SlideError: with a reason for people, whatever is wrong with the file.
     """
     file = slide_file(Path(path))
-    reader = _open_openslide(file) or _open_tifffile(file)
+    openslide = _open_openslide(file)
+    reader = openslide or _open_tifffile(file)
     try:
         check_levels(reader.levels)
-    except SlideError:
+        return reader if openslide is None else _with_fast_levels(openslide, file)
+    except BaseException:
         reader.close()
         raise
-    return reader
 
 
 def slide_file(path: Path) -> Path:
@@ -52,7 +59,7 @@ def slide_file(path: Path) -> Path:
     return path
 
 
-def _open_openslide(file: Path) -> SlideReader | None:
+def _open_openslide(file: Path) -> "OpenSlideReader | None":
     """The slide as OpenSlide sees it; None where OpenSlide does not know the format or gives up on the file."""
     import openslide
 
@@ -62,6 +69,15 @@ def _open_openslide(file: Path) -> SlideReader | None:
         return OpenSlideReader(file)
     except openslide.OpenSlideError:
         return None
+
+
+def _with_fast_levels(reader: "OpenSlideReader", file: Path) -> SlideReader:
+    if not reader.is_plain_tiff:
+        return reader
+    # Only now: the import takes longer than opening a slide.
+    from cellmill.slides.tiled_tiff_reader import with_fast_levels
+
+    return with_fast_levels(reader, file)
 
 
 def _open_tifffile(file: Path) -> SlideReader:

@@ -11,6 +11,9 @@ from cellmill.slides.reader import SlideLevel, level_downsamples
 
 __all__ = ["OpenSlideReader"]
 
+_EXACT_PX = 1 / 512
+"""A part of a level pixel too small to change a pixel by more than one grey level."""
+
 
 class OpenSlideReader:
     """An OpenSlide handle that reads absolute blocks and survives a block that cannot be decoded."""
@@ -36,6 +39,16 @@ class OpenSlideReader:
         return f"openslide/{self._vendor}"
 
     @property
+    def vendor(self) -> str:
+        """OpenSlide's name of the format."""
+        return self._vendor
+
+    @property
+    def is_plain_tiff(self) -> bool:
+        """Whether it is a format whose levels are one TIFF directory of tiles each, without overlaps or stitching."""
+        return self._vendor in ("aperio", "generic-tiff")
+
+    @property
     def levels(self) -> tuple[SlideLevel, ...]:
         """Resolutions, finest first."""
         return self._levels
@@ -52,10 +65,7 @@ class OpenSlideReader:
 
     def read_block(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
         """Native pixels of a level as RGB, see `SlideReader`."""
-        # OpenSlide takes level-0 positions and divides by its own downsample, an average over both axes; the nearest
-        # level-0 pixel is at most half of one off the level pixel meant, the same for every request of this block.
-        downsample = self._downsamples[level]
-        location = (round(x * downsample), round(y * downsample))
+        location = (self._level0_px(level, x), self._level0_px(level, y))
         for attempt in (1, 2):
             try:
                 rgba = np.asarray(self._open().read_region(location, level, (width, height)))  # (H, W, 4)
@@ -68,11 +78,21 @@ class OpenSlideReader:
                     raise SlideReadError(f"Level {level} cannot be decoded at ({x}, {y}).") from error
         raise AssertionError("unreachable")
 
+    def is_exact(self, level: int, position: int) -> bool:
+        """Whether a block whose left or top is at `position` shows the level's own pixels, not a mix of neighbours."""
+        off_by_px = self._level0_px(level, position) / self._downsamples[level] - position
+        return abs(off_by_px) < _EXACT_PX
+
     def close(self) -> None:
         """Release the file; a later read opens it again."""
         if self._slide is not None:
             self._slide.close()
             self._slide = None
+
+    def _level0_px(self, level: int, position: int) -> int:
+        # OpenSlide takes level-0 positions and divides by its own downsample, an average over both axes; the nearest
+        # level-0 pixel is at most half of one off the level pixel meant, the same for every request of this block.
+        return round(position * self._downsamples[level])
 
     def _open(self) -> openslide.OpenSlide:
         if self._slide is None:

@@ -1,0 +1,130 @@
+"""One compressed tile of a TIFF to RGB, or a refusal: nothing in between.
+
+Consumes the bytes of a tile and the size its directory states; produces uint8 (h, w, 3). What a decoder would merely
+warn about (a Huffman code that is not one, data that end early) is a refusal here, as it is in OpenSlide: imagecodecs'
+JPEG decoder fills the rest of such a tile with grey or noise and says nothing (seen for every one of 172 damaged tiles
+of an SVS that OpenSlide refused), so JPEG goes through simplejpeg, whose strict mode reports it.
+"""
+
+import struct
+from collections.abc import Callable
+from functools import partial
+
+import imagecodecs
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+
+__all__ = [
+    "APERIO_JPEG2000_RGB",
+    "APERIO_JPEG2000_YCBCR",
+    "TileDecoder",
+    "TileError",
+    "jpeg2000_decoder",
+    "jpeg_decoder",
+]
+
+APERIO_JPEG2000_YCBCR = 33003
+APERIO_JPEG2000_RGB = 33005
+
+_SOI, _EOI, _SOS, _APP0, _APP14 = 0xD8, 0xD9, 0xDA, 0xE0, 0xEE
+_FRAME_HEADERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_ADOBE = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00"
+
+
+class TileError(Exception):
+    """A tile is damaged, or of a kind that is not decoded here; its text names markers and sizes only."""
+
+
+TileDecoder = Callable[[bytes], NDArray[np.uint8]]
+"""Bytes of a tile to (h, w, 3); raises `TileError`."""
+
+
+def jpeg_decoder(width: int, height: int, *, tables: bytes | None, is_ycbcr: bool) -> TileDecoder:
+    """Decoder of JPEG tiles of a fixed size.
+
+    Args:
+        width: of every tile, px.
+        height: of every tile, px.
+        tables: the directory's JPEGTables, which abbreviated streams need.
+        is_ycbcr: what the directory's PhotometricInterpretation says; it decides, whatever the stream itself claims
+            (Aperio stores RGB in streams that claim nothing, which decoders take for YCbCr).
+
+    Raises:
+        TileError: when the tables are damaged.
+    """
+    shared = b"" if tables is None else _segments(tables)
+    # Of a stream's own claims decoders believe JFIF first, then the last Adobe marker: ours replaces both.
+    head = b"\xff\xd8" + _ADOBE + (b"\1" if is_ycbcr else b"\0") + shared
+    return partial(_decode_jpeg, width=width, height=height, head=head)
+
+
+def _decode_jpeg(tile: bytes, *, width: int, height: int, head: bytes) -> NDArray[np.uint8]:
+    pixels = np.empty((height, width, 3), np.uint8)
+    stream = head + _segments(tile, size=(width, height))
+    try:
+        # The buffer is as large as the tile must be, so that a larger size in the stream's header allocates nothing.
+        return simplejpeg.decode_jpeg(stream, colorspace="RGB", buffer=pixels, strict=True)
+    except ValueError as error:
+        raise TileError("The JPEG stream is damaged or of a rare kind.") from error
+
+
+def _segments(stream: bytes, *, size: tuple[int, int] | None = None) -> bytes:
+    """A stream's marker segments without SOI, JFIF and Adobe; from SOS on everything, in tables up to EOI.
+
+    Raises:
+        TileError: when it is no JPEG stream, or its frame is not three components of `size`.
+    """
+    if stream[:2] != b"\xff\xd8":
+        raise TileError("No JPEG stream.")
+    kept: list[bytes] = []
+    position = 2
+    while position + 4 <= len(stream) and stream[position] == 0xFF:
+        marker = stream[position + 1]
+        if marker == _SOS:
+            kept.append(stream[position:])
+            return b"".join(kept)
+        end = position + 2 + int.from_bytes(stream[position + 2 : position + 4], "big")
+        if size is not None and marker in _FRAME_HEADERS:
+            _check_frame(stream[position:end], size)
+        if marker not in (_APP0, _APP14):
+            kept.append(stream[position:end])
+        position = end
+    if size is None and stream[position : position + 2] == b"\xff\xd9":
+        return b"".join(kept)
+    raise TileError("The JPEG header is damaged.")
+
+
+def _check_frame(frame: bytes, size: tuple[int, int]) -> None:
+    if len(frame) < 10:
+        raise TileError("The JPEG frame header is cut off.")
+    bits, height, width, components = struct.unpack_from(">BHHB", frame, 4)
+    if bits != 8 or components != 3 or (width, height) != size:
+        raise TileError(f"The JPEG frame is {width} x {height} px of {components} components of {bits} bit.")
+
+
+def jpeg2000_decoder(width: int, height: int, *, is_ycbcr: bool) -> TileDecoder:
+    """Decoder of JPEG 2000 code streams of a fixed size, three components of 8 bit, none subsampled."""
+    return partial(_decode_jpeg2000, width=width, height=height, is_ycbcr=is_ycbcr)
+
+
+def _decode_jpeg2000(tile: bytes, *, width: int, height: int, is_ycbcr: bool) -> NDArray[np.uint8]:
+    # Looked at before decoding: the decoder allocates whatever size the stream claims.
+    size, components = struct.pack(">4I", width, height, 0, 0), struct.pack(">H", 3) + b"\7\1\1" * 3
+    if tile[:4] != b"\xff\x4f\xff\x51" or tile[8:24] != size or tile[40:51] != components:
+        raise TileError("The JPEG 2000 stream is of a rare kind, or its size is not the tile's.")
+    try:
+        pixels = imagecodecs.jpeg2k_decode(tile, numthreads=1)
+    except (RuntimeError, ValueError) as error:
+        raise TileError("The JPEG 2000 stream is damaged.") from error
+    if pixels.shape != (height, width, 3) or pixels.dtype != np.uint8:
+        raise TileError("The JPEG 2000 stream is of a rare kind.")
+    return _rgb_of_ycbcr(pixels) if is_ycbcr else pixels
+
+
+def _rgb_of_ycbcr(ycbcr: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Full-range BT.601, as JFIF defines it, to the nearest integer."""
+    luma = ycbcr[..., 0].astype(np.float32)
+    blue, red = ycbcr[..., 1].astype(np.float32) - 128, ycbcr[..., 2].astype(np.float32) - 128
+    rgb = np.stack([luma + 1.402 * red, luma - 0.344136 * blue - 0.714136 * red, luma + 1.772 * blue], axis=-1)
+    return np.clip(np.rint(rgb), 0, 255).astype(np.uint8)
