@@ -72,10 +72,6 @@ def test_all_stages_always_fit_the_cluster(cpus: int, workers: int, threads: int
         sizes = pool_sizes(
             num_workers=workers, threads_per_worker=threads, cluster_cpus=cpus, cluster_gpus=gpus, device=device
         )
-        booked = (
-            sizes.num_planners * sizes.planner_cpus
-            + sizes.num_readers * sizes.reader_cpus
-            + sizes.num_segmenters * sizes.segmenter_cpus
-        )
+        booked = sizes.num_planners * sizes.planner_cpus + sizes.num_segmenters * sizes.segmenter_cpus
         assert booked <= cpus + 0.05
         assert sizes.num_segmenters * sizes.segmenter_gpus <= gpus + 1e-9

@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cellmill.cohort.field import slide_hash
-from cellmill.cohort.plan import FieldTask, plan_fields
+from cellmill.cohort.plan import plan_fields
 from cellmill.cohort.rows import Row
+from cellmill.cohort.strips import StripTask, cut_into_strips
 from cellmill.cohort.tiles import TileGrid, Verdict, by_pixels, by_place, count_tiles
 from cellmill.grid import SlideGrid, TileGeometry
 from cellmill.store.work import SlideFacts
@@ -63,22 +64,26 @@ def test_fields_of_background_alone_are_no_work() -> None:
 
 @settings(deadline=None, max_examples=40)
 @given(judged_slides(), st.data())
-def test_a_task_survives_its_journey(judged: tuple[SlideFacts, TileGrid], data: st.DataObject) -> None:
+def test_a_strip_survives_its_journey_and_holds_what_its_fields_need(
+    judged: tuple[SlideFacts, TileGrid], data: st.DataObject
+) -> None:
     slide, tiles = judged
     plan = plan_fields(slide, tiles, geometry=GEOMETRY, field_px=256, halo_px=165)
     if not plan.fields:
         return
-    task = plan.task(data.draw(st.sampled_from(plan.fields)))
-    pixels = np.arange(60, dtype=np.uint8).reshape(4, 5, 3)
-    table = Row(kind="task", slide_id="s", document={"task": task.to_json()}, pixels=pixels).to_table()
+    fields = data.draw(st.lists(st.sampled_from(plan.fields), min_size=1, unique=True))
+    (strip,) = cut_into_strips(plan, fields, num_strips=1)
+    table = Row(kind="strip", slide_id="s", document={"strip": strip.to_json()}).to_table()
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
     row = Row.of_table(pa.ipc.open_stream(sink.getvalue()).read_all())
-    again = FieldTask.from_json(row.document["task"])
-    assert (again.facts, again.field, again.tiles.tiles) == (task.facts, task.field, task.tiles.tiles)
-    assert np.array_equal(again.tiles.verdicts, task.tiles.verdicts)
-    assert row.pixels is not None and np.array_equal(row.pixels.reshape(4, 5, 3), pixels)
+    again = StripTask.from_json(row.document["strip"])
+    assert (again.facts, again.fields, again.tiles.tiles) == (strip.facts, strip.fields, strip.tiles.tiles)
+    for number, field in enumerate(again.fields):
+        task, planned = again.task(number, GEOMETRY), plan.task(field)
+        assert (task.field, task.window, task.tiles.tiles) == (planned.field, planned.window, planned.tiles.tiles)
+        assert np.array_equal(task.tiles.verdicts, planned.tiles.verdicts)
 
 
 @pytest.mark.parametrize("slide_id", ["", "0012", "x" * 500])

@@ -140,7 +140,7 @@ def test_a_killed_worker_is_replaced(slides: Path, reference: Made, tmp_path: Pa
 
 def _segments(process: psutil.Process) -> bool:
     try:
-        return "SegmentField" in " ".join(process.cmdline())
+        return "SegmentStrip" in " ".join(process.cmdline())
     except psutil.Error:
         return False
 

@@ -14,9 +14,11 @@ import pyarrow as pa
 from cellmill.cohort.committing import CommitResult, SlideCommit, commit
 from cellmill.cohort.context import RunContext
 from cellmill.cohort.manifest import SlideSource
+from cellmill.cohort.planning import PlanSlide
 from cellmill.cohort.rows import Row
+from cellmill.cohort.segmenting import SegmentStrip
 from cellmill.cohort.sources import CohortModel
-from cellmill.cohort.stages import PlanSlide, ReadField, SegmentField
+from cellmill.cohort.strips import strips_per_slide
 
 __all__ = ["Commits", "Engine", "EngineError", "EngineFactory", "serial_engine", "slide_rows"]
 
@@ -74,17 +76,17 @@ def serial_engine(context: RunContext, model: CohortModel, num_workers: int) -> 
 class _SerialEngine:
     def __init__(self, context: RunContext, model: CohortModel) -> None:
         self.commits: Commits = _SerialCommits(context)
-        self._plan, self._read = PlanSlide(context), ReadField(context)
-        self._segment = SegmentField(context, lambda: model)
+        self._context = context
+        self._segment = SegmentStrip(context, lambda: model)
 
     def stream(self, sources: Sequence[SlideSource]) -> Iterator[Row]:
+        plan = PlanSlide(self._context, num_strips=strips_per_slide(num_slides=len(sources), num_workers=1))
         for slide in slide_rows(sources):
-            for planned in self._plan(slide):
-                for pixels in self._read(planned):
-                    yield from map(Row.of_table, self._segment(pixels))
+            for planned in plan(slide):
+                yield from map(Row.of_table, self._segment(planned))
 
     def close(self) -> None:
-        self._read.close()
+        self._segment.close()
 
 
 class _SerialCommits:

@@ -1,13 +1,12 @@
-"""The work of one field, in two halves that may run in two places: pixels in, instances out.
+"""The work of one field in three steps that may overlap with those of the next: pixels in, instances out.
 
-`read_field` (a CPU worker): FieldTask -> FieldPixels, the pixels of every tile that core and halo touch, and each
-tile's final verdict. `segment_field` (where the model is): FieldPixels -> FieldResult, the cells that the core owns,
-the painted core, the counts. Dense maps never leave `segment_field`. No Ray here.
+`read_field`: FieldTask -> FieldPixels, the pixels of the tiles that core and halo touch, and each tile's final verdict.
+`predict_field` (where the model is): FieldPixels -> DenseMaps. `finish_field`: DenseMaps -> FieldResult, the cells that
+the core owns, the painted core, the counts. Dense maps never leave the process that made them. No Ray here.
 """
 
 import hashlib
-import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -29,7 +28,20 @@ from cellmill.store.work import FieldCounts
 from cellmill_schemas.cells import ANCHOR_BITS
 from cellmill_schemas.ontology import Ontology
 
-__all__ = ["FieldPixels", "FieldResult", "ReadsPixels", "predict_maps", "read_field", "segment_field", "slide_hash"]
+__all__ = [
+    "FieldPixels",
+    "FieldResult",
+    "KeptMaps",
+    "ReadsPixels",
+    "TileIndex",
+    "finish_field",
+    "predict_field",
+    "read_field",
+    "slide_hash",
+]
+
+TileIndex = tuple[int, int]
+"""Column and row of a tile."""
 
 _MIN_TILES_AT_ONCE = 16
 """Tiles copied out and predicted at a time: bounds memory, and is more than any batch needs to be well filled."""
@@ -44,7 +56,7 @@ class FieldPixels:
     """What a field sees of its slide."""
 
     box: Box
-    """Covers the window of every tile of the field, on the model grid."""
+    """Covers the field's window and that of every tile that was read for it, on the model grid."""
     pixels: npt.NDArray[np.uint8]  # (H, W, 3) RGB
     tiles: TileGrid
     """With the verdicts that pixels decide."""
@@ -53,6 +65,22 @@ class FieldPixels:
         """The pixels of a window inside `box`, as a view."""
         rows = slice(window.y0 - self.box.y0, window.y1 - self.box.y0)
         return self.pixels[rows, window.x0 - self.box.x0 : window.x1 - self.box.x0]
+
+
+@dataclass(frozen=True)
+class KeptMaps:
+    """Maps of a tile's core, or of a part of it."""
+
+    box: Box
+    flow: npt.NDArray[np.int16]  # (2, h, w)
+    prob: npt.NDArray[np.uint8]  # (C + 1, h, w)
+
+    def cut(self, part: Box, *, copied: bool = True) -> "KeptMaps":
+        """What lies in `part`, which is inside `box`; a view where it need not outlive this."""
+        rows = slice(part.y0 - self.box.y0, part.y1 - self.box.y0)
+        columns = slice(part.x0 - self.box.x0, part.x1 - self.box.x0)
+        flow, prob = self.flow[:, rows, columns], self.prob[:, rows, columns]
+        return KeptMaps(part, flow.copy(), prob.copy()) if copied else KeptMaps(part, flow, prob)
 
 
 @dataclass(frozen=True)
@@ -72,56 +100,92 @@ class ReadsPixels(Protocol):
         ...
 
 
-def read_field(task: FieldTask, slide: ReadsPixels, *, geometry: TileGeometry) -> FieldPixels:
+def read_field(
+    task: FieldTask, slide: ReadsPixels, *, geometry: TileGeometry, fresh: npt.NDArray[np.bool_] | None = None
+) -> FieldPixels:
     """Read a field's pixels and judge its tiles by them.
 
     Args:
         task: the field.
         slide: the open slide.
         geometry: the model's tiles.
+        fresh: (rows, columns) of `task.tiles`: only these tiles are read and judged, the others stay as planned and
+            white; None reads all that are planned to be analysed.
     """
     tiles = task.tiles
-    first, last = (
-        geometry.window(tiles.tiles.x0, tiles.tiles.y0),
-        geometry.window(tiles.tiles.x1 - 1, tiles.tiles.y1 - 1),
-    )
-    box = Box(first.x0, first.y0, last.x1, last.y1)
-    analysed = tiles.analysed().tolist()
-    found = slide.read(box, wanted=[geometry.window(i, j) for i, j in analysed])
-    seen = FieldPixels(box=box, pixels=found.pixels, tiles=tiles)
+    chosen = tiles.verdicts == Verdict.ANALYSED if fresh is None else fresh
+    rows, columns = np.nonzero(chosen)
+    indices = list(zip((columns + tiles.tiles.x0).tolist(), (rows + tiles.tiles.y0).tolist(), strict=True))
+    windows = [geometry.window(i, j) for i, j in indices]
+    found = slide.read(_around([task.window, *windows]), wanted=windows)
+    seen = FieldPixels(box=found.box, pixels=found.pixels, tiles=tiles)
     verdicts = tiles.verdicts.copy()
-    for i, j in analysed:
-        window = geometry.window(i, j)
+    for (i, j), window in zip(indices, windows, strict=True):
         verdict = _QUALITY_VERDICTS[judge_tile(seen.tile(window))] if found.is_readable(window) else Verdict.UNREADABLE
         verdicts[j - tiles.tiles.y0, i - tiles.tiles.x0] = verdict
     return replace(seen, tiles=TileGrid(tiles.tiles, verdicts))
 
 
-def segment_field(
+def predict_field(
     task: FieldTask,
     seen: FieldPixels,
     *,
     source: MapSource,
-    decoder: Decoder,
     geometry: TileGeometry,
     ontology: Ontology,
     batch_size: int,
-) -> FieldResult:
-    """Predict, decode, measure and paint one field.
+    known: Mapping[TileIndex, KeptMaps] | None = None,
+    keep: Callable[[TileIndex], Box | None] = lambda _: None,
+) -> tuple[DenseMaps, dict[TileIndex, KeptMaps]]:
+    """Dense maps of core and halo: each pixel from the tile whose core holds it, background where that is excluded.
 
     Args:
         task: the field.
         seen: its pixels and judged tiles.
         source: the model.
-        decoder: dense maps to instances.
         geometry: the model's tiles.
         ontology: the model's classes.
         batch_size: tiles a forward pass.
+        known: tiles predicted before; they cover what the window sees of them.
+        keep: what to return of a tile predicted here, as a part of its core; None for nothing.
+
+    Returns:
+        The maps of the window, and the parts of tiles predicted here that `keep` asked for.
     """
-    started = time.monotonic()
+    window, known = task.window, known or {}
+    maps = _background_maps(window, num_classes=len(ontology))
+    for tile in known.values():
+        _paste(maps, tile)
+    kept: dict[TileIndex, KeptMaps] = {}
+    indices = np.array([index for index in seen.tiles.analysed().tolist() if tuple(index) not in known], np.int64)
+    num_at_once = batch_size * -(-_MIN_TILES_AT_ONCE // batch_size)
+    for start in range(0, len(indices), num_at_once):
+        group = indices[start : start + num_at_once]  # (<= N, 2)
+        tiles = np.stack([seen.tile(geometry.window(int(i), int(j))) for i, j in group])  # (N, tile, tile, 3)
+        found = source.predict(tiles, slide_id=task.facts.slide_id, tile_indices=group)
+        for number, (i, j) in enumerate(group.tolist()):
+            tile = KeptMaps(geometry.core(i, j), found.flow[number], found.prob[number])
+            _paste(maps, tile)
+            part = keep((i, j))
+            if part is not None:
+                kept[i, j] = tile.cut(part)
+    return maps, kept
+
+
+def finish_field(
+    task: FieldTask, seen: FieldPixels, maps: DenseMaps, *, decoder: Decoder, geometry: TileGeometry, ontology: Ontology
+) -> FieldResult:
+    """Decode, measure and paint one field.
+
+    Args:
+        task: the field.
+        seen: its pixels and judged tiles.
+        maps: of its window.
+        decoder: dense maps to instances.
+        geometry: the model's tiles.
+        ontology: the model's classes.
+    """
     facts, core, grid = task.facts, task.field.core, task.facts.grid
-    counts = by_pixels(count_tiles(seen.tiles, owner=core, grid=grid, geometry=geometry))
-    maps = predict_maps(task, seen, source=source, geometry=geometry, ontology=ontology, batch_size=batch_size)
     instances = decoder.decode(maps)
     cells = measure_cells(
         instances,
@@ -133,38 +197,31 @@ def segment_field(
         slide=SlideKey(facts.slide_id, slide_hash(facts.slide_id)),
         analysed=_analysed_pixels(seen.tiles, task.window, geometry),
     )
-    core_mask = _paint(instances, core, grid)
-    return FieldResult(cells, core_mask, replace(counts, seconds=time.monotonic() - started))
+    counts = by_pixels(count_tiles(seen.tiles, owner=core, grid=grid, geometry=geometry))
+    return FieldResult(cells, _paint(instances, core, grid), counts)
 
 
-def predict_maps(
-    task: FieldTask,
-    seen: FieldPixels,
-    *,
-    source: MapSource,
-    geometry: TileGeometry,
-    ontology: Ontology,
-    batch_size: int,
-) -> DenseMaps:
-    """Dense maps of core and halo: each pixel from the tile whose core holds it, background where that is excluded."""
-    window = task.window
-    flow = np.zeros((2, window.height, window.width), np.int16)
-    prob = np.zeros((len(ontology) + 1, window.height, window.width), np.uint8)
+def _around(boxes: Sequence[Box]) -> Box:
+    return Box(
+        min(box.x0 for box in boxes),
+        min(box.y0 for box in boxes),
+        max(box.x1 for box in boxes),
+        max(box.y1 for box in boxes),
+    )
+
+
+def _background_maps(window: Box, *, num_classes: int) -> DenseMaps:
+    prob = np.zeros((num_classes + 1, window.height, window.width), np.uint8)
     prob[0] = PROB_SCALE
-    indices = seen.tiles.analysed()  # (N, 2)
-    num_at_once = batch_size * -(-_MIN_TILES_AT_ONCE // batch_size)
-    for start in range(0, len(indices), num_at_once):
-        group = indices[start : start + num_at_once]
-        tiles = np.stack([seen.tile(geometry.window(int(i), int(j))) for i, j in group])  # (N, tile, tile, 3)
-        found = source.predict(tiles, slide_id=task.facts.slide_id, tile_indices=group)
-        for number, (i, j) in enumerate(group.tolist()):
-            core = geometry.core(i, j)
-            part = core.clipped(window)
-            inner = (slice(part.y0 - core.y0, part.y1 - core.y0), slice(part.x0 - core.x0, part.x1 - core.x0))
-            outer = (slice(part.y0 - window.y0, part.y1 - window.y0), slice(part.x0 - window.x0, part.x1 - window.x0))
-            flow[:, *outer] = found.flow[number][:, *inner]
-            prob[:, *outer] = found.prob[number][:, *inner]
-    return DenseMaps(flow=flow, prob=prob, origin_px=(window.x0, window.y0))
+    return DenseMaps(np.zeros((2, window.height, window.width), np.int16), prob, (window.x0, window.y0))
+
+
+def _paste(maps: DenseMaps, tile: KeptMaps) -> None:
+    """Write what the window sees of a tile."""
+    part = tile.box.clipped(maps.box)
+    if part.area:
+        target, found = maps.window(part), tile.cut(part, copied=False)
+        target.flow[:], target.prob[:] = found.flow, found.prob
 
 
 def slide_hash(slide_id: str) -> int:

@@ -14,9 +14,10 @@ from cellmill.cohort.context import RunContext
 from cellmill.cohort.listing import is_remote
 from cellmill.cohort.manifest import SlideSource
 from cellmill.cohort.plan import facts_from_json, field_from_json
+from cellmill.cohort.planning import refuse_other_scale
 from cellmill.cohort.progress import Progress, RunTotals
 from cellmill.cohort.rows import Row
-from cellmill.cohort.stages import failure_reason, refuse_other_scale
+from cellmill.cohort.stages import failure_reason
 from cellmill.slides.fingerprint import slide_fingerprint
 from cellmill.store.cellset import CellSet
 from cellmill.store.errors import OutputError, SlideClaimedError, StoreError

@@ -1,8 +1,8 @@
 """The stages as one streaming Ray dataset: slides in, messages about their fields out.
 
-Consumes `SlideSource`s; produces the `Row`s that the driver acts on. One block is one message, so a slide's fields
-spread over all workers, and what lies in the object store at any time is a few fields a worker: memory depends on the
-field's size and the number of workers, never on slides or cohort.
+Consumes `SlideSource`s; produces the `Row`s that the driver acts on. One block is one message, so strips of slides
+spread over all workers. Workers read the pixels they need and keep their maps, so little but words crosses Ray's object
+store, and memory depends on the field's size and the number of workers, never on slides or cohort.
 """
 
 import logging
@@ -17,15 +17,18 @@ from cellmill.cohort.committing import CommitQueue
 from cellmill.cohort.context import RunContext
 from cellmill.cohort.engine import Commits, Engine, EngineError, slide_rows
 from cellmill.cohort.manifest import SlideSource
+from cellmill.cohort.planning import PlanSlide
 from cellmill.cohort.rows import Row
+from cellmill.cohort.segmenting import SegmentStrip
 from cellmill.cohort.session import ray_session
 from cellmill.cohort.sources import CohortModel
-from cellmill.cohort.stages import PlanSlide, ReadField, SegmentField
+from cellmill.cohort.strips import strips_per_slide
 
-__all__ = ["PoolSizes", "SharedModel", "field_bytes", "pool_sizes", "ray_engine"]
+__all__ = ["PoolSizes", "SharedModel", "pool_sizes", "ray_engine"]
 
-_FIELDS_QUEUED_PER_WORKER = 2
-"""One at work and one ready beside it."""
+_STORE_BYTES = 256 << 20
+"""Of a local Ray's object store: the model once, and messages."""
+_MAX_READERS_PER_GPU = 8
 
 
 @dataclass(frozen=True)
@@ -33,12 +36,14 @@ class PoolSizes:
     """How many workers each stage has and what share of a CPU each is booked for, so that all always fit."""
 
     num_planners: int
-    num_readers: int
     num_segmenters: int
     planner_cpus: float
-    reader_cpus: float
     segmenter_cpus: float
     segmenter_gpus: float
+    num_readers: int
+    """Fields that a segmenter reads ahead."""
+    num_finishers: int
+    """Threads of a segmenter that decode and measure beside the network."""
 
 
 def pool_sizes(
@@ -46,33 +51,27 @@ def pool_sizes(
 ) -> PoolSizes:
     """Split a cluster between the stages.
 
-    Segmenting takes nearly all the time on CPUs, so readers are fewer and booked for little; with GPUs the CPUs read.
+    On CPUs the network takes nearly all the time, so one reader keeps up and fields are finished in turn. A GPU is fed
+    by the CPUs that come with it: half of them read, half finish.
     """
+    num_readers, num_finishers = 1, min(1, threads_per_worker // 4)
     if device == "cuda":
         num_segmenters = num_workers or max(1, int(cluster_gpus))
-        num_readers = max(num_segmenters, min(int(cluster_cpus) // 2, 8 * num_segmenters))
-        segmenter_share, reader_share = 0.3, 0.6
+        beside = int(cluster_cpus / num_segmenters) // 2
+        num_readers, num_finishers = (max(1, min(beside, _MAX_READERS_PER_GPU)) for _ in range(2))
     else:
         num_segmenters = num_workers or max(1, int(cluster_cpus) // threads_per_worker)
-        num_readers = -(-num_segmenters // 2)
-        segmenter_share, reader_share = 0.8, 0.12
     num_planners = -(-num_segmenters // 4)
+    at_most = cluster_cpus if device == "cuda" else threads_per_worker
     return PoolSizes(
         num_planners=num_planners,
-        num_readers=num_readers,
         num_segmenters=num_segmenters,
-        planner_cpus=_booking(0.08 * cluster_cpus / num_planners, 1),
-        reader_cpus=_booking(reader_share * cluster_cpus / num_readers, 1),
-        segmenter_cpus=_booking(segmenter_share * cluster_cpus / num_segmenters, threads_per_worker),
+        planner_cpus=_booking(0.1 * cluster_cpus / num_planners, 1),
+        segmenter_cpus=_booking(0.9 * cluster_cpus / num_segmenters, at_most),
         segmenter_gpus=min(1.0, cluster_gpus / num_segmenters) if device == "cuda" else 0.0,
+        num_readers=num_readers,
+        num_finishers=num_finishers,
     )
-
-
-def field_bytes(context: RunContext) -> int:
-    """Pixels of one field as they travel, at most."""
-    stride = context.geometry.stride_px
-    num_tiles = -(-(context.field_px + 2 * context.decoder.halo_px) // stride) + 1
-    return 3 * (num_tiles * stride + 2 * context.geometry.margin_px) ** 2
 
 
 class SharedModel:
@@ -93,7 +92,7 @@ class SharedModel:
 @contextmanager
 def ray_engine(context: RunContext, model: CohortModel, num_workers: int) -> Generator[Engine]:
     """Run on the Ray cluster there is, or on a local one for the length of the run."""
-    with ray_session(object_store_bytes=3 * _FIELDS_QUEUED_PER_WORKER * (num_workers or 8) * field_bytes(context)):
+    with ray_session(object_store_bytes=_STORE_BYTES):
         import ray
 
         resources = ray.cluster_resources()
@@ -120,30 +119,30 @@ class _RayEngine:
 
         _quieten(ray.data.DataContext.get_current())
         sizes, context = self._sizes, self._context
+        num_strips = strips_per_slide(num_slides=len(sources), num_workers=sizes.num_segmenters)
         plan: Any = _plan_slides  # Ray's type of functions that stream is narrower than what it takes
         one_by_one: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
         dataset = (
             ray.data.from_arrow(slide_rows(sources))
             .map_batches(
                 plan,
-                fn_kwargs={"context": context},
+                fn_kwargs={"context": context, "num_strips": num_strips},
                 num_cpus=sizes.planner_cpus,
                 compute=ray.data.TaskPoolStrategy(size=sizes.num_planners),
                 **one_by_one,
             )
             .map_batches(
-                ReadField,
-                fn_constructor_kwargs={"context": context},
-                num_cpus=sizes.reader_cpus,
-                compute=_actors(sizes.num_readers),
-                **one_by_one,
-            )
-            .map_batches(
-                SegmentField,
-                fn_constructor_kwargs={"context": context, "model": self._model},
+                SegmentStrip,
+                fn_constructor_kwargs={
+                    "context": context,
+                    "model": self._model,
+                    "num_readers": sizes.num_readers,
+                    "num_finishers": sizes.num_finishers,
+                },
                 num_cpus=sizes.segmenter_cpus,
                 num_gpus=sizes.segmenter_gpus or None,
-                compute=_actors(sizes.num_segmenters),
+                # One strip at a time: a second one queued behind it would wait while another worker is idle.
+                compute=ray.data.ActorPoolStrategy(size=sizes.num_segmenters, max_tasks_in_flight_per_actor=1),
                 **one_by_one,
             )
         )
@@ -159,20 +158,14 @@ class _RayEngine:
             ) from error
 
 
-def _plan_slides(table: pa.Table, *, context: RunContext) -> Iterator[pa.Table]:
+def _plan_slides(table: pa.Table, *, context: RunContext, num_strips: int) -> Iterator[pa.Table]:
     """A task, not an actor: planning keeps nothing between slides, and its process can be used again."""
-    yield from PlanSlide(context)(table)
+    yield from PlanSlide(context, num_strips=num_strips)(table)
 
 
 def _last_line(error: Exception) -> str:
     """Ray's messages end with the error of the worker."""
     return str(error).strip().rsplit("\n", 1)[-1].strip()
-
-
-def _actors(size: int) -> Any:
-    import ray.data
-
-    return ray.data.ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=_FIELDS_QUEUED_PER_WORKER)
 
 
 def _booking(cpus: float, at_most: float) -> float:

@@ -4,7 +4,7 @@ In: an open slide, the settings that change results. Out: a `SlidePlan`. One `Fi
 analyse in its window; a field wholly of background has no task, its area is in the plan's own counts.
 """
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cellmill.cohort.tiles import TileGrid, Verdict, by_place, count_tiles
@@ -27,19 +27,6 @@ class FieldTask:
     def window(self) -> Box:
         """What the decode sees, in px: core and halo inside the slide."""
         return self.field.window.clipped(self.facts.grid.box)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON types, read back by `from_json`."""
-        return {"facts": asdict(self.facts), "field": asdict(self.field), "tiles": self.tiles.to_json()}
-
-    @staticmethod
-    def from_json(document: dict[str, Any]) -> "FieldTask":
-        """Parse what `to_json` wrote."""
-        return FieldTask(
-            facts=facts_from_json(document["facts"]),
-            field=field_from_json(document["field"]),
-            tiles=TileGrid.from_json(document["tiles"]),
-        )
 
 
 @dataclass(frozen=True)

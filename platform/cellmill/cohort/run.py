@@ -8,7 +8,7 @@ import queue
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from cellmill.cohort.config import SegmentCohortConfig
 from cellmill.cohort.context import make_context, read_secret
@@ -143,7 +143,7 @@ class _Inbox:
     def _collect(self, messages: Iterator[Row]) -> None:
         try:
             for row in messages:
-                self._queue.put(replace(row, pixels=None))
+                self._queue.put(row)
             self._queue.put(None)
         except BaseException as error:  # noqa: BLE001 - raised again by the driver
             self._queue.put(error)
