@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,19 @@ import zarr
 from cohort_helpers import RecordedProgress, run
 from oracle import OracleModel, make_slide
 
+from cellmill.cohort.config import SegmentCohortConfig
+from cellmill.cohort.context import make_context
+from cellmill.cohort.engine import serial_engine, slide_rows
+from cellmill.cohort.manifest import list_sources
 from cellmill.cohort.pipeline import ray_engine
+from cellmill.cohort.planning import PlanSlide
 from cellmill.cohort.progress import RunTotals
+from cellmill.cohort.rows import Row
 from cellmill.cohort.run import RunReport
+from cellmill.cohort.segmenting import SegmentStrip
 from cellmill.cohort.session import ray_session
 from cellmill.cohort.sources import NetworkModel
+from cellmill.store.cellset import CellSet
 
 TESTS = Path(__file__).parent
 # Ray warns about its own settings and leaves its own processes to be collected.
@@ -81,6 +90,48 @@ def ray_with_oracle() -> Iterator[None]:
 def test_cells_do_not_depend_on_field_size(slides: Path, reference: Made, tmp_path: Path, field_px: int) -> None:
     check(run(slides, tmp_path, field_px=field_px))
     assert made(tmp_path, "a").equals(reference)
+
+
+@pytest.mark.parametrize("num_workers", [1, 5])
+def test_cells_do_not_depend_on_how_strips_are_cut(
+    slides: Path, reference: Made, tmp_path: Path, num_workers: int
+) -> None:
+    check(run(slides, tmp_path, field_px=256, num_workers=num_workers))
+    assert made(tmp_path, "a").equals(reference)
+
+
+def test_cells_do_not_depend_on_reading_ahead_and_finishing_beside(
+    slides: Path, reference: Made, tmp_path: Path
+) -> None:
+    check(run(slides, tmp_path, field_px=256, engine=partial(serial_engine, num_readers=3, num_finishers=2)))
+    assert made(tmp_path, "a").equals(reference)
+
+
+def test_a_strip_done_again_is_told_from_its_parts(slides: Path, tmp_path: Path) -> None:
+    context = make_context(
+        SegmentCohortConfig(slides=(str(slides),), out=str(tmp_path), field_px=256),
+        OracleModel(slides),
+        device="cpu",
+        secret=None,
+    )
+    (source,) = list_sources((str(slides / "a.tif"),))
+    cells = CellSet(str(tmp_path)).create_or_open(context.identity)
+    cells.claim("a")
+    (planned, *strips) = (Row.of_table(table) for table in PlanSlide(context)(slide_rows([source])[0]))
+    segment = SegmentStrip(context, lambda: OracleModel(slides))
+    try:
+        first = [table.to_pylist() for table in segment(strips[0].to_table())]
+        left_out = strips[0].document["strip"]["fields"][3]
+        (part,) = (tmp_path / "_work").rglob(f"parts/x{left_out['column']:05d}_y{left_out['row']:05d}.arrow")
+        part.unlink()
+        begun = time.time_ns()
+        assert [table.to_pylist() for table in segment(strips[0].to_table())] == first
+    finally:
+        segment.close()
+        cells.close()
+    written = [path for path in (tmp_path / "_work").rglob("parts/*.arrow") if path.stat().st_mtime_ns >= begun]
+    assert planned.kind == "planned" and len(first) == 24
+    assert written == [part]
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])

@@ -63,10 +63,12 @@ def slide_rows(sources: Iterable[SlideSource]) -> list[pa.Table]:
 
 
 @contextmanager
-def serial_engine(context: RunContext, model: CohortModel, num_workers: int) -> Generator[Engine]:
-    """Run everything in this process; `num_workers` has no meaning here."""
-    del num_workers
-    engine = _SerialEngine(context, model)
+def serial_engine(
+    context: RunContext, model: CohortModel, num_workers: int, *, num_readers: int = 1, num_finishers: int = 0
+) -> Generator[Engine]:
+    """Run everything in this process; `num_workers` says only into how many strips a lone slide is cut."""
+    segment = SegmentStrip(context, lambda: model, num_readers=num_readers, num_finishers=num_finishers)
+    engine = _SerialEngine(context, segment, num_workers=num_workers)
     try:
         yield engine
     finally:
@@ -74,13 +76,16 @@ def serial_engine(context: RunContext, model: CohortModel, num_workers: int) -> 
 
 
 class _SerialEngine:
-    def __init__(self, context: RunContext, model: CohortModel) -> None:
+    def __init__(self, context: RunContext, segment: SegmentStrip, *, num_workers: int) -> None:
         self.commits: Commits = _SerialCommits(context)
         self._context = context
-        self._segment = SegmentStrip(context, lambda: model)
+        self._segment = segment
+        self._num_workers = max(1, num_workers)
 
     def stream(self, sources: Sequence[SlideSource]) -> Iterator[Row]:
-        plan = PlanSlide(self._context, num_strips=strips_per_slide(num_slides=len(sources), num_workers=1))
+        plan = PlanSlide(
+            self._context, num_strips=strips_per_slide(num_slides=len(sources), num_workers=self._num_workers)
+        )
         for slide in slide_rows(sources):
             for planned in plan(slide):
                 yield from map(Row.of_table, self._segment(planned))
