@@ -19,7 +19,7 @@ from torch import Tensor
 from cellmill.models.config import ModelConfig
 from cellmill.models.networks import CellNetwork, build_model
 
-__all__ = ["LoadedModel", "ModelNotFoundError", "load_model", "packaged_models", "save_model"]
+__all__ = ["ConvertedGraph", "LoadedModel", "ModelNotFoundError", "load_model", "packaged_models", "save_model"]
 
 CONFIG_FILE = "model.json"
 WEIGHTS_FILE = "weights.safetensors"
@@ -28,6 +28,18 @@ _PACKAGED = Path(__file__).parent / "packaged"
 
 class ModelNotFoundError(ValueError):
     """No model answers to the given name, folder or URI, or what is there is not a model."""
+
+
+@dataclass(frozen=True)
+class ConvertedGraph:
+    """A network in OpenVINO's form, for one shape of batch, as bytes that travel to workers."""
+
+    tile_px: int
+    batch_size: int
+    topology: bytes
+    """The XML of the graph."""
+    weights: bytes
+    """The tensors it refers to."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +54,8 @@ class LoadedModel:
     """The model card's text; empty where the folder has none."""
     source: str
     """Where it was loaded from, as asked for."""
+    converted: ConvertedGraph | None = None
+    """What `inference.prepared` made of it, once for all workers."""
 
     def build(self) -> CellNetwork:
         """The network with its weights, in evaluation mode."""
