@@ -118,6 +118,20 @@ def test_a_slide_at_the_target_scale_is_copied(shared_data):
     reader.close()
 
 
+def test_a_last_part_pixel_beyond_a_level_read_as_it_is_repeats_its_edge(tmp_path):
+    image = np.random.default_rng(3).integers(0, 256, (515, 1027, 3), dtype=np.uint8)
+    with tifffile.TiffWriter(tmp_path / "odd.tif") as file:
+        for level, number in ((image, 0), (np.ascontiguousarray(image[:514:2, :1026:2]), 1)):
+            file.write(level, photometric="rgb", compression="jpeg", tile=(128, 128), subfiletype=number, metadata=None)
+    reader = open_slide(tmp_path / "odd.tif")
+    grid = grid_of(reader, (0.25, 0.25))
+    assert (grid.width_px, grid.height_px, reader.levels[1].width_px) == (514, 258, 513)
+    pixels = ModelGridReader(reader, grid).read(grid.box).pixels
+    np.testing.assert_array_equal(pixels[:257, :513], reader.read_block(1, 0, 0, 513, 257))
+    np.testing.assert_array_equal(pixels[:257, 513], pixels[:257, 512])
+    reader.close()
+
+
 class OneColour:
     """A slide of one grey, of any size."""
 
@@ -197,3 +211,32 @@ def test_a_block_that_fails_reads_white_and_is_named():
     assert (read.pixels[20:200, 170:400] == 255).all()
     elsewhere = ModelGridReader(slide, grid).read(Box(0, 262, 700, 340))
     assert elsewhere.unreadable == ()
+
+
+@pytest.mark.parametrize("mpp", [0.5, 0.499, 0.25, 0.2631])
+def test_whether_a_box_is_readable_does_not_depend_on_the_window_read(mpp):
+    class Broken(OneColour):
+        def read_block(self, level, x, y, width, height):
+            if (x, y) == (512, 512):
+                raise SlideReadError("broken")
+            return super().read_block(level, x, y, width, height)
+
+    slide = Broken(2100, 1600)
+    grid = grid_of(slide, (mpp, mpp))
+    whole = ModelGridReader(slide, grid).read(grid.box)
+    (bad,) = whole.unreadable
+    for at_x in range(-12, 13):
+        for box in (
+            Box(bad.x0 + at_x - 5, bad.y0, bad.x0 + at_x, bad.y0 + 20),
+            Box(bad.x1 + at_x, bad.y0 + 5, bad.x1 + at_x + 5, bad.y0 + 9),
+        ):
+            alone = ModelGridReader(slide, grid).read(box)
+            assert alone.is_readable(box) == whole.is_readable(box), box
+
+
+def test_what_is_read_does_not_depend_on_how_many_blocks_are_kept(reader, wholes, monkeypatch):
+    monkeypatch.setattr("cellmill.slides.model_grid._MIN_CACHED_BLOCKS", 1)
+    mpp = SCALES[0]
+    crowded = ModelGridReader(reader, grid_of(reader, mpp))
+    for box in (Box(0, 0, 300, 300), Box(200, 100, 600, 500), Box(0, 0, 300, 300)):
+        np.testing.assert_array_equal(crowded.read(box).pixels, wholes[mpp][box.y0 : box.y1, box.x0 : box.x1])

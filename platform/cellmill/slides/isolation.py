@@ -108,12 +108,18 @@ class IsolatedReader:
             SlideReadError: when the region cannot be decoded.
             ReaderProcessError: when the child crashed, hung or grew too large on it.
         """
+        block = np.empty((height, width, 3), np.uint8)
+        self.fill_block(level, x, y, block)
+        return block
+
+    def fill_block(self, level: int, x: int, y: int, block: NDArray[np.uint8]) -> None:
+        """Native pixels of a level as RGB, see `FillsBlocks`; raises as `read_block`."""
         process = self._running()
-        num_bytes = width * height * 3
-        if num_bytes > _BLOCK_BYTES:
+        height, width = block.shape[:2]
+        if block.size > _BLOCK_BYTES:
             raise ValueError(f"A block may have {_BLOCK_BYTES // 3} px, asked for {width} x {height}.")
         self._ask(process, {"do": "read", "block": [level, x, y, width, height]})
-        return np.frombuffer(process.memory, np.uint8, count=num_bytes).reshape(height, width, 3).copy()
+        block[:] = np.frombuffer(process.memory, np.uint8, count=block.size).reshape(block.shape)
 
     def close(self) -> None:
         """End the child process."""

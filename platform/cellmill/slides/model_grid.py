@@ -7,16 +7,17 @@ same pixels of the whole read.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cellmill.grid import Box, SlideGrid
 from cellmill.slides.errors import SlideReadError
-from cellmill.slides.reader import SlideLevel, SlideReader
-from cellmill.slides.resample import Taps, axis_taps, resample_window
+from cellmill.slides.reader import SlideLevel, SlideReader, fill_block
+from cellmill.slides.resample import Taps, axis_taps, resample_into
 
 __all__ = ["BLOCK_PX", "ModelGridReader", "ModelPixels", "choose_level"]
 
@@ -65,6 +66,7 @@ class ModelGridReader:
         self._scale_y = grid.scale_y / self._level.downsample_y
         self._blocks: OrderedDict[tuple[int, int], NDArray[np.uint8] | None] = OrderedDict()
         self._num_cached = _MIN_CACHED_BLOCKS
+        self._scratch_memory = np.empty(0, np.uint8)
 
     def read(self, box: Box, *, wanted: Iterable[Box] | None = None) -> ModelPixels:
         """Pixels of `box`; it may reach outside the slide, where everything is white.
@@ -73,48 +75,66 @@ class ModelGridReader:
             box: what to read, on the model grid.
             wanted: parts of it that are needed, all where None; the rest may be left white and unread.
         """
-        pixels = np.full((box.height, box.width, 3), 255, np.uint8)
         inside = box.clipped(self._grid.box)
         if inside.area == 0:
-            return ModelPixels(box, pixels)
-        taps_x = self._taps(inside.x0, inside.x1, axis="x")
+            return ModelPixels(box, np.full((box.height, box.width, 3), 255, np.uint8))
+        pixels = np.empty((box.height, box.width, 3), np.uint8)
+        if inside != box:
+            pixels[:] = 255
+        window = _Window(inside, self._taps(inside.x0, inside.x1, axis="x"), self._taps(inside.y0, inside.y1, axis="y"))
         # A row of chunks shares its blocks with the next: keep two rows of them.
-        self._num_cached = max(_MIN_CACHED_BLOCKS, 2 * _blocks_across(taps_x) * self._blocks_down_a_chunk())
+        self._num_cached = max(_MIN_CACHED_BLOCKS, 2 * _blocks_across(window.taps_x) * self._blocks_down_a_chunk())
         bad_blocks: set[tuple[int, int]] = set()
-        needed = None if wanted is None else list(wanted)
-        for y0 in range(inside.y0, inside.y1, _CHUNK_PX):
-            for x0 in range(inside.x0, inside.x1, _CHUNK_PX):
-                chunk = Box(x0, y0, min(x0 + _CHUNK_PX, inside.x1), min(y0 + _CHUNK_PX, inside.y1))
-                if needed is not None and not any(chunk.clipped(part).area for part in needed):
-                    continue
-                pixels[chunk.y0 - box.y0 : chunk.y1 - box.y0, chunk.x0 - box.x0 : chunk.x1 - box.x0] = self._chunk(
-                    chunk, bad_blocks
-                )
+        for chunk, is_needed in _chunks(inside, wanted):
+            at = (chunk.x0 - box.x0, chunk.y0 - box.y0)
+            if not is_needed:
+                pixels[at[1] : at[1] + chunk.height, at[0] : at[0] + chunk.width] = 255
+            elif self._is_native(chunk):
+                self._copy(chunk, pixels[at[1] :, at[0] :], bad_blocks)
+            else:
+                taps_x, taps_y = window.taps_of(chunk)
+                native, origin = self._native(taps_x, taps_y, bad_blocks)
+                resample_into(pixels, at, native, origin, taps_x=taps_x, taps_y=taps_y)
         return ModelPixels(box, pixels, tuple(self._reach_of_block(*block) for block in sorted(bad_blocks)))
 
-    def _chunk(self, chunk: Box, bad_blocks: set[tuple[int, int]]) -> NDArray[np.uint8]:
-        taps_x = self._taps(chunk.x0, chunk.x1, axis="x")
-        taps_y = self._taps(chunk.y0, chunk.y1, axis="y")
-        (nx0, nx1), (ny0, ny1) = taps_x.native_range, taps_y.native_range
-        native = np.empty((ny1 - ny0, nx1 - nx0, 3), np.uint8)
-        for block_y in range(ny0 // BLOCK_PX, (ny1 - 1) // BLOCK_PX + 1):
-            for block_x in range(nx0 // BLOCK_PX, (nx1 - 1) // BLOCK_PX + 1):
+    def _is_native(self, chunk: Box) -> bool:
+        """Whether model pixels are the level's; a last part pixel of the slide may lie beyond the level."""
+        is_inside = chunk.x1 <= self._level.width_px and chunk.y1 <= self._level.height_px
+        return self._scale_x == 1.0 and self._scale_y == 1.0 and is_inside
+
+    def _native(
+        self, taps_x: Taps, taps_y: Taps, bad_blocks: set[tuple[int, int]]
+    ) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+        """The native pixels that taps need, and the position of the first."""
+        (x0, x1), (y0, y1) = taps_x.native_range, taps_y.native_range
+        native = self._scratch(y1 - y0, x1 - x0)
+        self._copy(Box(x0, y0, x1, y1), native, bad_blocks)
+        return native, (x0, y0)
+
+    def _copy(self, native: Box, target: NDArray[np.uint8], bad_blocks: set[tuple[int, int]]) -> None:
+        """Native pixels of a box into the left top of `target`; white where a block cannot be decoded."""
+        for block_y in range(native.y0 // BLOCK_PX, (native.y1 - 1) // BLOCK_PX + 1):
+            for block_x in range(native.x0 // BLOCK_PX, (native.x1 - 1) // BLOCK_PX + 1):
+                left, top = block_x * BLOCK_PX, block_y * BLOCK_PX
+                part = native.clipped(Box(left, top, left + BLOCK_PX, top + BLOCK_PX))
+                to = target[
+                    part.y0 - native.y0 : part.y1 - native.y0,
+                    part.x0 - native.x0 : part.x1 - native.x0,
+                ]
                 block = self._block(block_x, block_y)
-                x0, y0 = max(nx0, block_x * BLOCK_PX), max(ny0, block_y * BLOCK_PX)
-                x1, y1 = min(nx1, (block_x + 1) * BLOCK_PX), min(ny1, (block_y + 1) * BLOCK_PX)
-                target = native[y0 - ny0 : y1 - ny0, x0 - nx0 : x1 - nx0]
                 if block is None:
                     bad_blocks.add((block_x, block_y))
-                    target[:] = 255
+                    to[:] = 255
                 else:
-                    left, top = block_x * BLOCK_PX, block_y * BLOCK_PX
-                    target[:] = block[y0 - top : y1 - top, x0 - left : x1 - left]
-        if self._scale_x == 1.0 and self._scale_y == 1.0:
-            left, top = chunk.x0 - nx0, chunk.y0 - ny0
-            return native[top : top + chunk.height, left : left + chunk.width]
-        return resample_window(native, (nx0, ny0), taps_x=taps_x, taps_y=taps_y)
+                    to[:] = block[part.y0 - top : part.y1 - top, part.x0 - left : part.x1 - left]
 
-    def _taps(self, first: int, last: int, *, axis: str) -> Taps:
+    def _scratch(self, height: int, width: int) -> NDArray[np.uint8]:
+        """Memory for the native pixels of a chunk, the same every time."""
+        if self._scratch_memory.size < height * width * 3:
+            self._scratch_memory = np.empty(height * width * 3, np.uint8)
+        return self._scratch_memory[: height * width * 3].reshape(height, width, 3)
+
+    def _taps(self, first: int, last: int, *, axis: Literal["x", "y"]) -> Taps:
         if axis == "x":
             return axis_taps(first, last, scale=self._scale_x, native_size=self._level.width_px)
         return axis_taps(first, last, scale=self._scale_y, native_size=self._level.height_px)
@@ -127,26 +147,89 @@ class ModelGridReader:
             return self._blocks[key]
         x, y = block_x * BLOCK_PX, block_y * BLOCK_PX
         width, height = min(BLOCK_PX, self._level.width_px - x), min(BLOCK_PX, self._level.height_px - y)
+        memory = self._block_memory()
+        block: NDArray[np.uint8] | None = memory[: height * width * 3].reshape(height, width, 3)
         try:
-            block = self._reader.read_block(self._level_index, x, y, width, height)
+            fill_block(self._reader, self._level_index, x, y, block)
         except SlideReadError:
             block = None
         self._blocks[key] = block
-        while len(self._blocks) > self._num_cached:
-            self._blocks.popitem(last=False)
         return block
+
+    def _block_memory(self) -> NDArray[np.uint8]:
+        """Memory for one block: that of the block longest unused, where as many are kept as may be."""
+        memory: NDArray[np.uint8] | None = None
+        while len(self._blocks) >= self._num_cached:
+            _, dropped = self._blocks.popitem(last=False)
+            memory = memory if dropped is None else _whole_memory(dropped)
+        return np.empty(BLOCK_PX * BLOCK_PX * 3, np.uint8) if memory is None else memory
 
     def _blocks_down_a_chunk(self) -> int:
         return int((_CHUNK_PX + 4) * max(self._scale_y, 1.0)) // BLOCK_PX + 2
 
     def _reach_of_block(self, block_x: int, block_y: int) -> Box:
-        """Model pixels that a native block may touch: its extent and the filter's support of two pixels."""
-        x0, x1 = _touched(block_x * BLOCK_PX, (block_x + 1) * BLOCK_PX, self._scale_x)
-        y0, y1 = _touched(block_y * BLOCK_PX, (block_y + 1) * BLOCK_PX, self._scale_y)
+        """Model pixels that need a native block."""
+        x0, x1 = self._reach(block_x, axis="x")
+        y0, y1 = self._reach(block_y, axis="y")
         return Box(x0, y0, x1, y1)
+
+    def _reach(self, block: int, *, axis: Literal["x", "y"]) -> tuple[int, int]:
+        first, last = block * BLOCK_PX, (block + 1) * BLOCK_PX
+        if axis == "x":
+            scale, size, level_size = self._scale_x, self._grid.width_px, self._level.width_px
+        else:
+            scale, size, level_size = self._scale_y, self._grid.height_px, self._level.height_px
+        if self._scale_x == 1.0 and self._scale_y == 1.0:
+            return first, last if last < level_size else max(last, size)
+        begin, end = _touched(first, last, scale)
+        begin, end = max(begin, 0), min(end, size)
+        taps = self._taps(begin, end, axis=axis)
+        needing = np.flatnonzero((taps.starts < last) & (taps.starts + taps.weights.shape[1] > first))
+        return begin + int(needing[0]), begin + int(needing[-1]) + 1
+
+
+@dataclass(frozen=True)
+class _Window:
+    """A box of the model grid with the taps of its columns and rows."""
+
+    box: Box
+    taps_x: Taps
+    taps_y: Taps
+
+    def taps_of(self, chunk: Box) -> tuple[Taps, Taps]:
+        """Taps of a box within this one."""
+        return (
+            self.taps_x.part(chunk.x0 - self.box.x0, chunk.x1 - self.box.x0),
+            self.taps_y.part(chunk.y0 - self.box.y0, chunk.y1 - self.box.y0),
+        )
+
+
+def _chunks(box: Box, wanted: Iterable[Box] | None) -> Iterator[tuple[Box, bool]]:
+    """The chunks of a box, row by row, and whether any of `wanted` reaches into each."""
+    columns, rows = -(-box.width // _CHUNK_PX), -(-box.height // _CHUNK_PX)
+    needed = np.full((rows, columns), wanted is None)
+    for part in wanted or ():
+        inside = part.clipped(box)
+        if inside.area:
+            needed[
+                (inside.y0 - box.y0) // _CHUNK_PX : (inside.y1 - 1 - box.y0) // _CHUNK_PX + 1,
+                (inside.x0 - box.x0) // _CHUNK_PX : (inside.x1 - 1 - box.x0) // _CHUNK_PX + 1,
+            ] = True
+    for row in range(rows):
+        for column in range(columns):
+            x0, y0 = box.x0 + column * _CHUNK_PX, box.y0 + row * _CHUNK_PX
+            chunk = Box(x0, y0, min(x0 + _CHUNK_PX, box.x1), min(y0 + _CHUNK_PX, box.y1))
+            yield chunk, bool(needed[row, column])
+
+
+def _whole_memory(block: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The flat array that a block is a part of."""
+    assert isinstance(block.base, np.ndarray)
+    return block.base
 
 
 def _touched(first: int, last: int, scale: float) -> tuple[int, int]:
+    """Model pixels beyond which none can need native pixels [first, last)."""
     support = 2 * max(scale, 1.0) + 1
     return int((first - support) // scale) - 1, int((last + support) // scale) + 1
 

@@ -6,14 +6,14 @@ Another kind of file is another module with a class of this shape and a function
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cellmill.slides.errors import SlideTooLargeError, UnsupportedSlideError
 
-__all__ = ["SlideInfo", "SlideLevel", "SlideReader", "check_levels", "level_downsamples"]
+__all__ = ["FillsBlocks", "SlideInfo", "SlideLevel", "SlideReader", "check_levels", "fill_block", "level_downsamples"]
 
 MAX_SIDE_PX = 1 << 20
 MAX_AREA_PX = 1 << 38
@@ -64,6 +64,26 @@ class SlideReader(Protocol):
     def close(self) -> None:
         """Release the file."""
         ...
+
+
+@runtime_checkable
+class FillsBlocks(Protocol):
+    """What a `SlideReader` may offer besides: pixels into memory that is there already, for those who ask for many.
+
+    Fresh memory has to be mapped page by page, which took as long as decoding the pixels that went into it.
+    """
+
+    def fill_block(self, level: int, x: int, y: int, block: NDArray[np.uint8]) -> None:
+        """As `read_block`, into `block` (height, width, 3); after an error it may hold anything."""
+        ...
+
+
+def fill_block(reader: SlideReader, level: int, x: int, y: int, block: NDArray[np.uint8]) -> None:
+    """Native pixels into `block` (height, width, 3), from any reader; raises as `SlideReader.read_block`."""
+    if isinstance(reader, FillsBlocks):
+        reader.fill_block(level, x, y, block)
+    else:
+        block[:] = reader.read_block(level, x, y, block.shape[1], block.shape[0])
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ import numpy as np
 from cellmill.slides.channel import receive, send
 from cellmill.slides.errors import SlideError, SlideReadError
 from cellmill.slides.fingerprint import slide_fingerprint
-from cellmill.slides.reader import SlideInfo, SlideReader, check_levels
+from cellmill.slides.reader import SlideInfo, SlideReader, check_levels, fill_block
 
 __all__ = ["load_reader", "main"]
 
@@ -92,7 +92,7 @@ class _Server:
     def _read(self, level: int, x: int, y: int, width: int, height: int) -> None:
         assert self._reader is not None
         target = np.frombuffer(self._memory, np.uint8, count=height * width * 3).reshape(height, width, 3)
-        target[:] = self._reader.read_block(level, x, y, width, height)
+        fill_block(self._reader, level, x, y, target)
 
 
 def _die_with_parent(lifeline_fd: int) -> None:

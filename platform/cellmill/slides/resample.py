@@ -13,11 +13,17 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-__all__ = ["Taps", "axis_taps", "resample_window"]
+__all__ = ["Taps", "axis_taps", "resample_into"]
 
 WEIGHT_BITS = 14
 _MIDDLE_BITS = 6
 """Fraction bits kept between the two passes: 255 << 6 times the cubic's overshoot still fits int16."""
+_GROUP = 3
+"""Taps added at once."""
+_SLACK = 3
+"""Native pixels by which an output pixel may start off its run's lattice: the least that makes up a group."""
+_LONG_RUN_PX = 64
+"""Mean length of a run, in output pixels, from which on more taps cost more than fewer runs save; measured."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,10 @@ class Taps:
         """Half-open range of native indices needed."""
         return int(self.starts[0]), int(self.starts[-1]) + self.weights.shape[1]
 
+    def part(self, first: int, last: int) -> "Taps":
+        """Taps of the output pixels [first, last) of these, counted from 0."""
+        return Taps(self.starts[first:last], self.weights[first:last])
+
 
 def axis_taps(first: int, last: int, *, scale: float, native_size: int) -> Taps:
     """Taps of output indices [first, last) along one axis; `scale` is native pixels per output pixel."""
@@ -42,16 +52,31 @@ def axis_taps(first: int, last: int, *, scale: float, native_size: int) -> Taps:
     return Taps(starts, weights)
 
 
-def resample_window(
-    native: NDArray[np.uint8], origin: tuple[int, int], *, taps_x: Taps, taps_y: Taps
-) -> NDArray[np.uint8]:
-    """Model pixels (n_y, n_x, 3) from native pixels (h, w, 3) whose first pixel is at `origin` (x, y)."""
-    return _resample(
-        np.ascontiguousarray(native),
-        taps_x.starts - origin[0],
-        taps_x.weights,
-        taps_y.starts - origin[1],
-        taps_y.weights,
+def resample_into(
+    pixels: NDArray[np.uint8],
+    at: tuple[int, int],
+    native: NDArray[np.uint8],
+    origin: tuple[int, int],
+    *,
+    taps_x: Taps,
+    taps_y: Taps,
+) -> None:
+    """Fill a box of model pixels.
+
+    Args:
+        pixels: (H, W, 3), contiguous; the box of taps_x by taps_y in it is filled.
+        at: left and top of that box in `pixels`.
+        native: (h, w, 3), contiguous, all native pixels that the taps need.
+        origin: native x and y of its first pixel.
+        taps_x: of the columns.
+        taps_y: of the rows.
+    """
+    _resample(
+        native,
+        (taps_x.starts - origin[0], taps_x.weights),
+        (taps_y.starts - origin[1], taps_y.weights),
+        pixels.reshape(pixels.shape[0], -1),
+        at,
     )
 
 
@@ -99,39 +124,164 @@ def _fill_taps(
 @njit(cache=True, nogil=True)
 def _resample(
     native: NDArray[np.uint8],
-    starts_x: NDArray[np.int64],
-    weights_x: NDArray[np.int32],
-    starts_y: NDArray[np.int64],
-    weights_y: NDArray[np.int32],
-) -> NDArray[np.uint8]:
-    num_y, num_x, taps_x, taps_y = starts_y.size, starts_x.size, weights_x.shape[1], weights_y.shape[1]
+    taps_x: tuple[NDArray[np.int64], NDArray[np.int32]],
+    taps_y: tuple[NDArray[np.int64], NDArray[np.int32]],
+    out: NDArray[np.uint8],
+    at: tuple[int, int],
+) -> None:
+    """Rows first, then along each row; `out` is (rows, columns x 3), filled from column and row `at` on.
+
+    Inner loops run over neighbouring values, so that the compiler makes vector instructions of them; `_runs` says how
+    that is had along a row too. Three taps are taken at once, since taking one at a time is spent on loading and
+    storing sums. Sums of integers are the same in any order.
+    """
+    (starts_x, weights_x), (starts_y, weights_y), (left, top) = taps_x, taps_y, at
+    num_y, num_x = starts_y.size, starts_x.size
     row_values = native.shape[1] * 3
     flat = native.reshape(native.shape[0], row_values)
-    out = np.empty((num_y, num_x, 3), np.uint8)
+    step = _step(starts_x)
+    begins, lattice = _runs(starts_x, step, 0)
+    if num_x < _LONG_RUN_PX * lattice.size:
+        begins, lattice = _runs(starts_x, step, _SLACK)
+    weights = _spread(weights_x, starts_x, begins, lattice, step)
     sums = np.empty(row_values, np.int32)
-    middle = np.empty(row_values, np.int16)
+    phases = _phases(native.shape[1], step, weights.shape[0])
+    ends = np.empty(num_x * 3, np.int32)
     shift = WEIGHT_BITS - _MIDDLE_BITS
-    half = 1 << (shift - 1)
     end_shift = WEIGHT_BITS + _MIDDLE_BITS
-    end_half = 1 << (end_shift - 1)
     for y in range(num_y):
-        sums[:] = half
-        for k in range(taps_y):
-            weight = weights_y[y, k]
-            source = flat[starts_y[y] + k]
-            for position in range(row_values):
-                sums[position] += weight * np.int32(source[position])
-        for position in range(row_values):
-            middle[position] = np.int16(sums[position] >> shift)
-        for x in range(num_x):
-            base = starts_x[x] * 3
-            red = green = blue = np.int32(end_half)
-            for k in range(taps_x):
-                weight = weights_x[x, k]
-                red += weight * np.int32(middle[base + 3 * k])
-                green += weight * np.int32(middle[base + 3 * k + 1])
-                blue += weight * np.int32(middle[base + 3 * k + 2])
-            out[y, x, 0] = min(max(red >> end_shift, 0), 255)
-            out[y, x, 1] = min(max(green >> end_shift, 0), 255)
-            out[y, x, 2] = min(max(blue >> end_shift, 0), 255)
-    return out
+        _sum_rows(flat, starts_y[y], weights_y[y], sums, 1 << (shift - 1))
+        _split(sums, phases, shift)
+        ends[:] = 1 << (end_shift - 1)
+        for run in range(lattice.size):
+            _add_run(ends, weights, phases, (begins[run], begins[run + 1], lattice[run]))
+        row = out[top + y, 3 * left : 3 * (left + num_x)]
+        for position in range(row.size):
+            row[position] = min(max(ends[position] >> end_shift, 0), 255)
+
+
+@njit(cache=True, nogil=True)
+def _step(starts: NDArray[np.int64]) -> int:
+    """Native pixels from one output pixel to the next, in whole numbers, as a rule."""
+    if starts.size < 2:
+        return 1
+    return max(1, round((starts[-1] - starts[0]) / (starts.size - 1)))
+
+
+@njit(cache=True, nogil=True)
+def _runs(starts: NDArray[np.int64], step: int, slack: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Runs of output pixels that lie `step` native pixels apart, give or take.
+
+    In a run, tap k of neighbouring outputs falls on every `step`-th native pixel: on neighbours, once the row is split
+    into `step` phases. A scale of 1.98 has runs of 50 px. With `slack` a run goes on while its pixels start within
+    that many native pixels of such a lattice; taps of no weight then make up the difference.
+
+    Returns:
+        Where runs begin, with the end of the last; native start of each run's lattice.
+    """
+    begins, lattice = np.empty(starts.size + 1, np.int64), np.empty(starts.size, np.int64)
+    count, begin, low, high = 0, 0, 0, 0
+    for index in range(1, starts.size):
+        off = starts[index] - starts[begin] - step * (index - begin)
+        if max(high, off) - min(low, off) > slack:
+            begins[count], lattice[count] = begin, starts[begin] + low
+            count, begin, low, high = count + 1, index, 0, 0
+        else:
+            low, high = min(low, off), max(high, off)
+    begins[count], lattice[count] = begin, starts[begin] + low
+    begins[count + 1] = starts.size
+    return begins[: count + 2], lattice[: count + 1]
+
+
+@njit(cache=True, nogil=True)
+def _spread(
+    weights: NDArray[np.int32],
+    starts: NDArray[np.int64],
+    begins: NDArray[np.int64],
+    lattice: NDArray[np.int64],
+    step: int,
+) -> NDArray[np.int32]:
+    """Weights by tap from the lattice on, each output pixel's three times over; whole groups of taps."""
+    most_off = 0
+    for run in range(lattice.size):
+        for x in range(begins[run], begins[run + 1]):
+            most_off = max(most_off, starts[x] - lattice[run] - step * (x - begins[run]))
+    num_taps = -(-(weights.shape[1] + most_off) // _GROUP) * _GROUP
+    spread = np.zeros((num_taps, weights.shape[0] * 3), np.int32)
+    for run in range(lattice.size):
+        for x in range(begins[run], begins[run + 1]):
+            off = starts[x] - lattice[run] - step * (x - begins[run])
+            for k in range(weights.shape[1]):
+                spread[k + off, 3 * x : 3 * x + 3] = weights[x, k]
+    return spread
+
+
+@njit(cache=True, nogil=True)
+def _phases(num_pixels: int, num_phases: int, num_taps: int) -> NDArray[np.int32]:
+    """Room for a row split into phases, and for the taps of no weight beyond its ends."""
+    return np.zeros((num_phases, 3 * (num_pixels // num_phases + 2 * _SLACK + num_taps + 2)), np.int32)
+
+
+@njit(cache=True, nogil=True)
+def _sum_rows(
+    flat: NDArray[np.uint8], start: int, weights: NDArray[np.int32], sums: NDArray[np.int32], initial: int
+) -> None:
+    num_values = sums.size
+    sums[:] = initial
+    for k in range(0, weights.size - 2, _GROUP):
+        first, second, third = flat[start + k], flat[start + k + 1], flat[start + k + 2]
+        a, b, c = weights[k], weights[k + 1], weights[k + 2]
+        for position in range(num_values):
+            sums[position] += (
+                a * np.int32(first[position]) + b * np.int32(second[position]) + c * np.int32(third[position])
+            )
+    for k in range(weights.size // _GROUP * _GROUP, weights.size):
+        a, first = weights[k], flat[start + k]
+        for position in range(num_values):
+            sums[position] += a * np.int32(first[position])
+
+
+@njit(cache=True, nogil=True)
+def _split(sums: NDArray[np.int32], phases: NDArray[np.int32], shift: int) -> None:
+    """Pixel i of a row to place i // step of phase i % step; the first `_SLACK` places stay empty."""
+    step = phases.shape[0]
+    if step == 1:
+        row = phases[0, 3 * _SLACK :]
+        for position in range(sums.size):
+            row[position] = sums[position] >> shift
+        return
+    num_pixels = sums.size // 3
+    for phase in range(step):
+        row = phases[phase, 3 * _SLACK :]
+        for place in range((num_pixels - phase + step - 1) // step):
+            position = 3 * (place * step + phase)
+            row[3 * place] = sums[position] >> shift
+            row[3 * place + 1] = sums[position + 1] >> shift
+            row[3 * place + 2] = sums[position + 2] >> shift
+
+
+@njit(cache=True, nogil=True)
+def _add_run(
+    ends: NDArray[np.int32],
+    weights: NDArray[np.int32],
+    phases: NDArray[np.int32],
+    run: tuple[int, int, int],
+) -> None:
+    """All taps of a run of output pixels: its begin and end, and the native pixel its lattice starts at."""
+    begin, end, start = run
+    step = phases.shape[0]
+    start += _SLACK * step
+    count = 3 * (end - begin)
+    sums = ends[3 * begin : 3 * end]
+    for k in range(0, weights.shape[0], _GROUP):
+        native = start + k
+        a = weights[k, 3 * begin :]
+        b = weights[k + 1, 3 * begin :]
+        c = weights[k + 2, 3 * begin :]
+        first = phases[native % step, 3 * (native // step) :]
+        second = phases[(native + 1) % step, 3 * ((native + 1) // step) :]
+        third = phases[(native + 2) % step, 3 * ((native + 2) // step) :]
+        for position in range(count):
+            sums[position] += (
+                a[position] * first[position] + b[position] * second[position] + c[position] * third[position]
+            )

@@ -1,6 +1,6 @@
 """One compressed tile of a TIFF to RGB, or a refusal: nothing in between.
 
-Consumes the bytes of a tile and the size its directory states; produces uint8 (h, w, 3). What a decoder would merely
+Consumes the bytes of a tile and an array of the size its directory states, which it fills. What a decoder would merely
 warn about (a Huffman code that is not one, data that end early) is a refusal here, as it is in OpenSlide: imagecodecs'
 JPEG decoder fills the rest of such a tile with grey or noise and says nothing (seen for every one of 172 damaged tiles
 of an SVS that OpenSlide refused), so JPEG goes through simplejpeg, whose strict mode reports it.
@@ -36,16 +36,15 @@ class TileError(Exception):
     """A tile is damaged, or of a kind that is not decoded here; its text names markers and sizes only."""
 
 
-TileDecoder = Callable[[bytes], NDArray[np.uint8]]
-"""Bytes of a tile to (h, w, 3); raises `TileError`."""
+TileDecoder = Callable[[bytes, NDArray[np.uint8]], None]
+"""Fills a contiguous uint8 (h, w, 3) from the bytes of a tile of that size; raises `TileError`, and then the array may
+hold anything. Fresh memory would cost a third of what decoding costs: its pages have to be mapped first."""
 
 
-def jpeg_decoder(width: int, height: int, *, tables: bytes | None, is_ycbcr: bool) -> TileDecoder:
-    """Decoder of JPEG tiles of a fixed size.
+def jpeg_decoder(*, tables: bytes | None, is_ycbcr: bool) -> TileDecoder:
+    """Decoder of JPEG tiles.
 
     Args:
-        width: of every tile, px.
-        height: of every tile, px.
         tables: the directory's JPEGTables, which abbreviated streams need.
         is_ycbcr: what the directory's PhotometricInterpretation says; it decides, whatever the stream itself claims
             (Aperio stores RGB in streams that claim nothing, which decoders take for YCbCr).
@@ -56,15 +55,13 @@ def jpeg_decoder(width: int, height: int, *, tables: bytes | None, is_ycbcr: boo
     shared = b"" if tables is None else _segments(tables)
     # Of a stream's own claims decoders believe JFIF first, then the last Adobe marker: ours replaces both.
     head = b"\xff\xd8" + _ADOBE + (b"\1" if is_ycbcr else b"\0") + shared
-    return partial(_decode_jpeg, width=width, height=height, head=head)
+    return partial(_decode_jpeg, head=head)
 
 
-def _decode_jpeg(tile: bytes, *, width: int, height: int, head: bytes) -> NDArray[np.uint8]:
-    pixels = np.empty((height, width, 3), np.uint8)
-    stream = head + _segments(tile, size=(width, height))
+def _decode_jpeg(tile: bytes, pixels: NDArray[np.uint8], *, head: bytes) -> None:
+    stream = head + _segments(tile, size=(pixels.shape[1], pixels.shape[0]))
     try:
-        # The buffer is as large as the tile must be, so that a larger size in the stream's header allocates nothing.
-        return simplejpeg.decode_jpeg(stream, colorspace="RGB", buffer=pixels, strict=True)
+        simplejpeg.decode_jpeg(stream, colorspace="RGB", buffer=pixels, strict=True)
     except ValueError as error:
         raise TileError("The JPEG stream is damaged or of a rare kind.") from error
 
@@ -103,23 +100,24 @@ def _check_frame(frame: bytes, size: tuple[int, int]) -> None:
         raise TileError(f"The JPEG frame is {width} x {height} px of {components} components of {bits} bit.")
 
 
-def jpeg2000_decoder(width: int, height: int, *, is_ycbcr: bool) -> TileDecoder:
-    """Decoder of JPEG 2000 code streams of a fixed size, three components of 8 bit, none subsampled."""
-    return partial(_decode_jpeg2000, width=width, height=height, is_ycbcr=is_ycbcr)
+def jpeg2000_decoder(*, is_ycbcr: bool) -> TileDecoder:
+    """Decoder of JPEG 2000 code streams of three components of 8 bit, none subsampled."""
+    return partial(_decode_jpeg2000, is_ycbcr=is_ycbcr)
 
 
-def _decode_jpeg2000(tile: bytes, *, width: int, height: int, is_ycbcr: bool) -> NDArray[np.uint8]:
+def _decode_jpeg2000(tile: bytes, pixels: NDArray[np.uint8], *, is_ycbcr: bool) -> None:
+    height, width = pixels.shape[:2]
     # Looked at before decoding: the decoder allocates whatever size the stream claims.
     size, components = struct.pack(">4I", width, height, 0, 0), struct.pack(">H", 3) + b"\7\1\1" * 3
     if tile[:4] != b"\xff\x4f\xff\x51" or tile[8:24] != size or tile[40:51] != components:
         raise TileError("The JPEG 2000 stream is of a rare kind, or its size is not the tile's.")
     try:
-        pixels = imagecodecs.jpeg2k_decode(tile, numthreads=1)
+        decoded = imagecodecs.jpeg2k_decode(tile, numthreads=1)
     except (RuntimeError, ValueError) as error:
         raise TileError("The JPEG 2000 stream is damaged.") from error
-    if pixels.shape != (height, width, 3) or pixels.dtype != np.uint8:
+    if decoded.shape != pixels.shape or decoded.dtype != np.uint8:
         raise TileError("The JPEG 2000 stream is of a rare kind.")
-    return _rgb_of_ycbcr(pixels) if is_ycbcr else pixels
+    pixels[:] = _rgb_of_ycbcr(decoded) if is_ycbcr else decoded
 
 
 def _rgb_of_ycbcr(ycbcr: NDArray[np.uint8]) -> NDArray[np.uint8]:

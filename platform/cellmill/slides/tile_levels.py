@@ -46,13 +46,14 @@ class TileLevel:
     sizes: NDArray[np.int64]  # (rows, columns); 0 where the file holds no such tile
     decode: TileDecoder
 
-    def pixels(self, file: int, column: int, row: int) -> NDArray[np.uint8]:
-        """A tile whole, (tile_h, tile_w, 3), also where it reaches over the level's edge.
+    def read(self, file: int, column: int, row: int, *, into: NDArray[np.uint8]) -> None:
+        """Decode a tile whole, also where it reaches over the level's edge.
 
         Args:
             file: descriptor of the slide.
             column: of the tile.
             row: of the tile.
+            into: (tile_h, tile_w, 3), contiguous; it may hold anything after an error.
 
         Raises:
             TileError: when the file holds no such tile, or one that is damaged or of a kind that is not decoded here.
@@ -64,7 +65,7 @@ class TileLevel:
         encoded = os.pread(file, size, offset)
         if len(encoded) < size:
             raise TileError("The file ends within this tile.")
-        return self.decode(encoded)
+        self.decode(encoded, into)
 
 
 def find_tile_levels(path: Path, sizes_px: Sequence[tuple[int, int]], *, is_aperio: bool) -> dict[int, TileLevel]:
@@ -115,10 +116,9 @@ def _tile_level(page: tifffile.TiffPage, *, is_aperio: bool) -> TileLevel | None
 
 def _decoder(page: tifffile.TiffPage, *, is_aperio: bool) -> TileDecoder | None:
     compression, photometric = int(page.compression), page.photometric
-    size = (page.tilewidth, page.tilelength)
     if compression == _JPEG and photometric in (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.YCBCR):
         is_ycbcr = photometric == tifffile.PHOTOMETRIC.YCBCR
-        return jpeg_decoder(*size, tables=page.jpegtables, is_ycbcr=is_ycbcr)
+        return jpeg_decoder(tables=page.jpegtables, is_ycbcr=is_ycbcr)
     if is_aperio and compression in (APERIO_JPEG2000_YCBCR, APERIO_JPEG2000_RGB):
-        return jpeg2000_decoder(*size, is_ycbcr=compression == APERIO_JPEG2000_YCBCR)
+        return jpeg2000_decoder(is_ycbcr=compression == APERIO_JPEG2000_YCBCR)
     return None

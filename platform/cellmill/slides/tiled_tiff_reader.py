@@ -68,6 +68,7 @@ class TiledTiffReader:
         self._file: BinaryIO | None = None
         self._tiles: OrderedDict[tuple[int, int, int], NDArray[np.uint8]] = OrderedDict()
         self._cached_bytes = 0
+        self._spare: NDArray[np.uint8] | None = None
 
     @property
     def name(self) -> str:
@@ -96,25 +97,35 @@ class TiledTiffReader:
 
     def read_block(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
         """Native pixels of a level as RGB, see `SlideReader`."""
-        tiles = self._fast.get(level)
-        if tiles is None:
+        if level not in self._fast:
             return self._reader.read_block(level, x, y, width, height)
+        block = np.empty((height, width, 3), np.uint8)
+        self.fill_block(level, x, y, block)
+        return block
+
+    def fill_block(self, level: int, x: int, y: int, block: NDArray[np.uint8]) -> None:
+        """Native pixels of a level as RGB, see `FillsBlocks`."""
+        tiles = self._fast.get(level)
+        height, width = block.shape[:2]
+        if tiles is None:
+            block[:] = self._reader.read_block(level, x, y, width, height)
+            return
         x0, y0 = max(x, 0), max(y, 0)
         x1, y1 = min(x + width, tiles.width_px), min(y + height, tiles.height_px)
-        is_inside = (x0, y0, x1, y1) == (x, y, x + width, y + height)
-        block = np.empty((height, width, 3), np.uint8) if is_inside else np.full((height, width, 3), 255, np.uint8)
+        if (x0, y0, x1, y1) != (x, y, x + width, y + height):
+            block[:] = 255
         if x1 <= x0 or y1 <= y0:
-            return block
+            return
         for row in range(y0 // tiles.tile_h, -(-y1 // tiles.tile_h)):
             for column in range(x0 // tiles.tile_w, -(-x1 // tiles.tile_w)):
-                tile = self._tile(level, column, row)
                 left, top = column * tiles.tile_w, row * tiles.tile_h
                 from_x, from_y = max(left, x0), max(top, y0)
                 to_x, to_y = min(left + tiles.tile_w, x1), min(top + tiles.tile_h, y1)
+                is_whole = (to_x - from_x, to_y - from_y) == (tiles.tile_w, tiles.tile_h)
+                tile = self._tile(level, column, row, keep=not is_whole)
                 block[from_y - y : to_y - y, from_x - x : to_x - x] = tile[
                     from_y - top : to_y - top, from_x - left : to_x - left
                 ]
-        return block
 
     def close(self) -> None:
         """Release the file and the cache; a later read opens it again."""
@@ -123,34 +134,51 @@ class TiledTiffReader:
         self._close_file()
         self._reader.close()
 
-    def _tile(self, level: int, column: int, row: int) -> NDArray[np.uint8]:
+    def _tile(self, level: int, column: int, row: int, *, keep: bool) -> NDArray[np.uint8]:
+        """A tile, (tile_h, tile_w, 3); it may change with the next call."""
         key = (level, column, row)
         if key in self._tiles:
             self._tiles.move_to_end(key)
             return self._tiles[key]
-        tile = self._decoded(level, column, row)
-        self._tiles[key] = tile
-        self._cached_bytes += tile.nbytes
-        while self._cached_bytes > CACHE_BYTES:
-            self._cached_bytes -= self._tiles.popitem(last=False)[1].nbytes
+        tile = self._spare_tile(self._fast[level])
+        try:
+            self._decode(level, column, row, into=tile)
+        except BaseException:
+            self._spare = tile
+            raise
+        if keep:
+            self._tiles[key] = tile
+            self._cached_bytes += tile.nbytes
+        else:
+            self._spare = tile
         return tile
 
-    def _decoded(self, level: int, column: int, row: int) -> NDArray[np.uint8]:
-        """A tile, (tile_h, tile_w, 3); OpenSlide's word on it where it cannot be decoded here."""
+    def _spare_tile(self, level: TileLevel) -> NDArray[np.uint8]:
+        """Memory for a tile that nothing else uses: used before, where there is such."""
+        spare, self._spare = self._spare, None
+        while self._cached_bytes > CACHE_BYTES:
+            spare = self._tiles.popitem(last=False)[1]
+            self._cached_bytes -= spare.nbytes
+        shape = (level.tile_h, level.tile_w, 3)
+        return spare if spare is not None and spare.shape == shape else np.empty(shape, np.uint8)
+
+    def _decode(self, level: int, column: int, row: int, *, into: NDArray[np.uint8]) -> None:
+        """Decode a tile; OpenSlide has its say where that cannot be done here."""
         tiles = self._fast[level]
         for attempt in (1, 2):
             try:
-                return tiles.pixels(self._open_file(), column, row)
+                tiles.read(self._open_file(), column, row, into=into)
             except TileError:
                 left, top = column * tiles.tile_w, row * tiles.tile_h
-                return self._reader.read_block(level, left, top, tiles.tile_w, tiles.tile_h)
+                into[:] = self._reader.read_block(level, left, top, tiles.tile_w, tiles.tile_h)
             except OSError as error:
                 # Network file systems fail once in a while: try a fresh handle. Never OpenSlide, so that which decoder
                 # a tile meets does not depend on the hour.
                 self._close_file()
                 if attempt == 2:
                     raise SlideReadError(f"Level {level} cannot be read at tile column {column}, row {row}.") from error
-        raise AssertionError("unreachable")
+                continue
+            return
 
     def _open_file(self) -> int:
         if self._file is None:
@@ -165,6 +193,7 @@ class TiledTiffReader:
 
 def _shows_the_same(reader: OpenSlideReader, file: BinaryIO, index: int, level: TileLevel) -> bool:
     """Whether the richest tile that OpenSlide can read is the same picture to both."""
+    tile = np.empty((level.tile_h, level.tile_w, 3), np.uint8)
     for column, row in _richest_tiles(reader, index, level):
         left, top = column * level.tile_w, row * level.tile_h
         width, height = min(level.tile_w, level.width_px - left), min(level.tile_h, level.height_px - top)
@@ -173,10 +202,10 @@ def _shows_the_same(reader: OpenSlideReader, file: BinaryIO, index: int, level: 
         except SlideReadError:
             continue
         try:
-            ours = level.pixels(file.fileno(), column, row)[:height, :width]
+            level.read(file.fileno(), column, row, into=tile)
         except TileError:
             return False
-        return int(np.abs(ours.astype(np.int16) - theirs).max()) <= MAX_DIFFERENCE
+        return int(np.abs(tile[:height, :width].astype(np.int16) - theirs).max()) <= MAX_DIFFERENCE
     return False
 
 
