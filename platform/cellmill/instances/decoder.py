@@ -1,21 +1,23 @@
 """The interface of decoders: dense maps in, instances out.
 
-Two families of models share it: flows (`flow_decoder`) and horizontal-vertical distance maps. What they promise is
-locality: a cell's pixels, anchor and flags depend only on maps within `halo_px` of any of its pixels and of its anchor,
-and on nothing else, the window's position and size included. Everything downstream (fields, retries, resumes, masks
-that join at seams) rests on that promise.
+Two families of models share it: flows (`flow_decoder`) and horizontal-vertical distances (`hv_decoder`), each with its
+own record of maps. What they promise is locality: a cell's pixels, anchor and flags depend only on maps within
+`halo_px` of any of its pixels and of its anchor, and on nothing else, the window's position and size included.
+Everything downstream (fields, retries, resumes, masks that join at seams) rests on that promise.
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from cellmill.grid import Box
-from cellmill.instances.maps import DenseMaps
+from cellmill.instances.maps import ClassMaps
 
 __all__ = ["Decoder", "Instances"]
+
+MapsT_contra = TypeVar("MapsT_contra", bound=ClassMaps, contravariant=True)
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Instances:
 
     labels: npt.NDArray[np.int32]  # (H, W), 0 is background, cell k is k + 1
     anchors_px: npt.NDArray[np.int64]  # (n, 2), absolute (x, y)
-    exceeds_reach: npt.NDArray[np.bool_]  # (n,), a path into this cell was cut short
+    exceeds_reach: npt.NDArray[np.bool_]  # (n,), a path into this cell was cut short, or the cell at a seam
     origin_px: tuple[int, int]
 
     def __len__(self) -> int:
@@ -46,8 +48,8 @@ class Instances:
         return (x >= core.x0) & (x < core.x1) & (y >= core.y0) & (y < core.y1)
 
 
-class Decoder(Protocol):
-    """Turns dense maps into instances, locally."""
+class Decoder(Protocol[MapsT_contra]):
+    """Turns dense maps of one kind, `DenseMaps` or `HvMaps`, into instances, locally."""
 
     @property
     def reach_px(self) -> int:
@@ -59,6 +61,6 @@ class Decoder(Protocol):
         """Maps this far around a pixel or an anchor decide its fate."""
         ...
 
-    def decode(self, maps: DenseMaps) -> Instances:
+    def decode(self, maps: MapsT_contra) -> Instances:
         """The cells of one window."""
         ...

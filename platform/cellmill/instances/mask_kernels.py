@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from cellmill.instances.targets import heat_flow_of_patch
 
-__all__ = ["EXCEEDED", "fill_holes", "judge_masks", "label_extents", "number_by_anchor"]
+__all__ = ["EXCEEDED", "fill_holes", "judge_areas", "judge_masks", "label_extents", "number_by_anchor"]
 
 EXCEEDED = -1
 
@@ -101,6 +101,27 @@ def judge_masks(
                     error += (scratch[2, at] - flow[0, y0 + y, x0 + x] / flow_scale) ** 2
                     error += (scratch[3, at] - flow[1, y0 + y, x0 + x] / flow_scale) ** 2
         stands[label] = error <= flow_error_max * num_pixels
+    return stands, holed
+
+
+@njit(cache=True, nogil=True)
+def judge_areas(
+    labels: NDArray[np.int32], boxes: NDArray[np.int32], sums: NDArray[np.int64], min_pixels: int, max_pixels: int
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """As `judge_masks`, by area alone."""
+    stands = np.zeros(len(boxes), np.bool_)
+    holed = np.zeros(len(boxes), np.bool_)
+    for label in range(1, len(boxes)):
+        num_pixels = sums[label, 0]
+        if num_pixels == 0 or num_pixels > max_pixels:
+            continue
+        height, width = boxes[label, 2] - boxes[label, 0] + 1, boxes[label, 3] - boxes[label, 1] + 1
+        size = (height + 2) * (width + 1) + 2
+        mask = np.empty(size, np.float32)
+        if _cut_out(labels, label, boxes[label], mask):
+            holed[label] = True
+            num_pixels += _find_holes(mask, height, width, np.empty(size, np.uint8), np.empty(size, np.int32))
+        stands[label] = min_pixels <= num_pixels <= max_pixels
     return stands, holed
 
 

@@ -1,6 +1,6 @@
 """Measures: from the cells of a window to rows of the cell table, and to the mask of its core.
 
-Consumes `Instances`, the `DenseMaps` they come from and the window's pixels; produces a table of `cell_schema`. One row
+Consumes `Instances`, the maps they come from and the window's pixels; produces a table of `cell_schema`. One row
 is one cell whose anchor lies in the core. All sums over pixels are sums of integers, relative to the cell's anchor, and
 all floats are made from them one by one, so a row's bytes do not depend on the window.
 """
@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from cellmill.grid import Box, SlideGrid
 from cellmill.instances.decoder import Instances
-from cellmill.instances.maps import PROB_SCALE, DenseMaps
+from cellmill.instances.maps import PROB_SCALE, ClassMaps
 from cellmill.instances.measure_kernels import MOMENTS, OD_SUMS, PROB_SUMS, doubled_hull_areas, sum_cells, touches
 from cellmill.instances.outlines import Outlines, trace_outlines
 from cellmill.instances.stain import OD_LOOKUP, OD_UNITS, stain_densities
@@ -33,7 +33,7 @@ class SlideKey:
 
 def measure_cells(
     instances: Instances,
-    maps: DenseMaps,
+    maps: ClassMaps,
     pixels: npt.NDArray[np.uint8],
     *,
     core: Box,
@@ -122,7 +122,7 @@ def paint_core(instances: Instances, core: Box, grid: SlideGrid) -> npt.NDArray[
     return ids[labels]
 
 
-def _check_window(instances: Instances, maps: DenseMaps, pixels: npt.NDArray[np.uint8], ontology: Ontology) -> None:
+def _check_window(instances: Instances, maps: ClassMaps, pixels: npt.NDArray[np.uint8], ontology: Ontology) -> None:
     if instances.box != maps.box or pixels.shape != (*instances.labels.shape, 3):
         raise ValueError(
             f"Instances, maps and pixels must be of one window, got {instances.box}, {maps.box} and pixels of shape "

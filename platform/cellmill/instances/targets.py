@@ -1,11 +1,14 @@
-"""Flow targets: what a network of the flows family learns, and what the decoder checks its masks against.
+"""Targets: what networks learn of masks. Consumes a label image, int32 (H, W), 0 is background.
 
-Consumes a label image, int32 (H, W), 0 is background; produces unit vectors, float32 (2, H, W), [0] = dy, [1] = dx,
-that lead each pixel of a mask to the mask's centre. The definition is Cellpose's (Stringer et al., Nature Methods
-2021): heat is let in at the centre pixel and spreads over the mask for `2 * (height + width + 2)` steps of a 3 x 3
-mean; the flow is the direction of its gradient. Two differences make the flow of a mask depend on that mask alone,
-which Cellpose's does not: the number of steps is each mask's own, not that of the largest mask in the image, and the
-heat of a touching neighbour does not enter the gradient.
+Flows, for networks of the flows family, and what their decoder checks its masks against: unit vectors, float32
+(2, H, W), [0] = dy, [1] = dx, that lead each pixel of a mask to the mask's centre. The definition is Cellpose's
+(Stringer et al., Nature Methods 2021): heat is let in at the centre pixel and spreads over the mask for
+`2 * (height + width + 2)` steps of a 3 x 3 mean; the flow is the direction of its gradient. Two differences make the
+flow of a mask depend on that mask alone, which Cellpose's does not: the number of steps is each mask's own, not that of
+the largest mask in the image, and the heat of a touching neighbour does not enter the gradient.
+
+Horizontal and vertical distances, for networks of the hv family: float32 (2, H, W), [0] across, [1] down, from the
+centre of a pixel's mask, -1 and 1 where the mask ends (Graham et al., "HoVer-Net", Medical Image Analysis 2019).
 """
 # Compiled functions take no keyword-only arguments:
 # ruff: noqa: PLR0917
@@ -14,7 +17,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-__all__ = ["heat_flow_of_patch", "label_boxes", "masks_to_flows"]
+__all__ = ["heat_flow_of_patch", "label_boxes", "masks_to_flows", "masks_to_hv"]
 
 
 def masks_to_flows(labels: NDArray[np.integer]) -> NDArray[np.float32]:
@@ -27,17 +30,68 @@ def masks_to_flows(labels: NDArray[np.integer]) -> NDArray[np.float32]:
     Returns:
         (2, H, W), dy then dx; length 1 inside masks (0 where heat has no gradient, e.g. a mask of one pixel).
     """
+    dense = _densely_labelled(labels)
+    flows = np.zeros((2, *dense.shape), np.float32)
+    if dense.size > 0:
+        _flows_of_all(dense, flows)
+    return flows
+
+
+def masks_to_hv(labels: NDArray[np.integer]) -> NDArray[np.float32]:
+    """Horizontal and vertical distances of every mask's pixels from its centre, the centre of mass rounded to a pixel.
+
+    Distances to the left and up are negative, and each side is scaled by itself, so that a mask reaches from -1 to 1
+    however lopsided it is. The centre has 0, where HoVer-Net's own code is one pixel off; a side that ends at the
+    centre has no pixels.
+
+    Args:
+        labels: (H, W), one positive integer per mask; 0 and below are background.
+
+    Returns:
+        (2, H, W), horizontal then vertical; 0 in the background.
+    """
+    dense = _densely_labelled(labels)
+    hv = np.zeros((2, *dense.shape), np.float32)
+    if dense.size > 0:
+        boxes, sums = label_boxes(dense)
+        _hv_of_all(dense, boxes, sums, hv)
+    return hv
+
+
+def _densely_labelled(labels: NDArray[np.integer]) -> NDArray[np.int32]:
+    """The labels, numbered anew where they are those of a large slide, so that tables by label stay small."""
     if labels.ndim != 2:
         raise ValueError(f"labels must be (H, W), got shape {labels.shape}.")
-    flows = np.zeros((2, *labels.shape), np.float32)
-    if labels.size == 0:
-        return flows
     dense = np.ascontiguousarray(labels, np.int32)
-    if int(dense.max()) > dense.size:  # labels of a large slide: number them 1..n so that tables stay small
+    if dense.size > 0 and int(dense.max()) > dense.size:
         values, inverse = np.unique(np.maximum(dense, 0), return_inverse=True)
         dense = inverse.reshape(dense.shape).astype(np.int32) + np.int32(values[0] > 0)
-    _flows_of_all(dense, flows)
-    return flows
+    return dense
+
+
+@njit(cache=True, nogil=True)
+def _hv_of_all(
+    labels: NDArray[np.int32], boxes: NDArray[np.int32], sums: NDArray[np.int64], hv: NDArray[np.float32]
+) -> None:
+    height, width = labels.shape
+    for y in range(height):
+        for x in range(width):
+            label = labels[y, x]
+            if label <= 0:
+                continue
+            num_pixels = sums[label, 0]
+            center_x = (2 * sums[label, 2] + num_pixels) // (2 * num_pixels)
+            center_y = (2 * sums[label, 1] + num_pixels) // (2 * num_pixels)
+            hv[0, y, x] = _signed_share(x, center_x, boxes[label, 1], boxes[label, 3])
+            hv[1, y, x] = _signed_share(y, center_y, boxes[label, 0], boxes[label, 2])
+
+
+@njit(cache=True, nogil=True)
+def _signed_share(at: int, center: int, first: int, last: int) -> float:
+    """How far `at` is on the way from the centre to the mask's first or last pixel, -1 to 1."""
+    if at < center:
+        return (at - center) / (center - first)
+    return (at - center) / (last - center) if at > center else 0.0
 
 
 @njit(cache=True, nogil=True)

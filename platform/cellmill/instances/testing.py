@@ -10,10 +10,10 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from cellmill.instances.maps import DenseMaps, quantise_flow, quantise_prob
-from cellmill.instances.targets import masks_to_flows
+from cellmill.instances.maps import DenseMaps, HvMaps, quantise_flow, quantise_hv, quantise_prob
+from cellmill.instances.targets import masks_to_flows, masks_to_hv
 
-__all__ = ["MapNoise", "crowded_nuclei", "draw_maps", "matched_fraction"]
+__all__ = ["MapNoise", "crowded_nuclei", "draw_hv_maps", "draw_maps", "matched_fraction"]
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,8 @@ class MapNoise:
     """Sigma of the blur of flows and probabilities: networks round corners."""
     flow: float = 0.15
     """Standard deviation of the flow's error, a unit flow being 1."""
+    hv: float = 0.15
+    """Standard deviation of the error of horizontal and vertical distances, which reach from -1 to 1."""
     logit: float = 1.0
     """Standard deviation of the foreground logit's error."""
     grain_px: float = 1.5
@@ -92,15 +94,46 @@ def draw_maps(
     origin_px: tuple[int, int] = (0, 0),
 ) -> DenseMaps:
     """Maps of the nuclei in `labels`; nucleus k is of class `k % num_classes`. Without noise they are the truth."""
+    rng = np.random.default_rng(seed)
     flow = masks_to_flows(labels)
-    inside = (labels > 0).astype(np.float32)
-    if noise is None:
-        foreground = inside
-    else:
-        rng = np.random.default_rng(seed)
-        flow = np.stack([_blurred(channel, noise.blur_px) for channel in flow])
-        flow += noise.flow * np.stack([_grain(labels.shape, rng, noise.grain_px) for _ in range(2)])
-        soft = np.clip(_blurred(inside, noise.blur_px), 1e-3, 1 - 1e-3)
+    if noise is not None:
+        flow = _disturbed(flow, rng, noise, deviation=noise.flow)
+    prob = _draw_prob(labels, rng, noise, num_classes=num_classes)
+    return DenseMaps(flow=quantise_flow(flow), prob=prob, origin_px=origin_px)
+
+
+def draw_hv_maps(
+    labels: npt.NDArray[np.int32],
+    *,
+    num_classes: int,
+    seed: int,
+    noise: MapNoise | None = None,
+    origin_px: tuple[int, int] = (0, 0),
+) -> HvMaps:
+    """As `draw_maps`, with horizontal and vertical distances; at the same seed the foreground is the same."""
+    rng = np.random.default_rng(seed)
+    hv = masks_to_hv(labels)
+    if noise is not None:
+        hv = _disturbed(hv, rng, noise, deviation=noise.hv)
+    prob = _draw_prob(labels, rng, noise, num_classes=num_classes)
+    return HvMaps(hv=quantise_hv(hv), prob=prob, origin_px=origin_px)
+
+
+def _disturbed(
+    channels: npt.NDArray[np.float32], rng: np.random.Generator, noise: MapNoise, *, deviation: float
+) -> npt.NDArray[np.float32]:
+    blurred = np.stack([_blurred(channel, noise.blur_px) for channel in channels])
+    error = np.stack([_grain(channel.shape, rng, noise.grain_px) for channel in channels])
+    return (blurred + deviation * error).astype(np.float32, copy=False)
+
+
+def _draw_prob(
+    labels: npt.NDArray[np.int32], rng: np.random.Generator, noise: MapNoise | None, *, num_classes: int
+) -> npt.NDArray[np.uint8]:
+    """Probabilities (C + 1, H, W), background first."""
+    foreground = (labels > 0).astype(np.float32)
+    if noise is not None:
+        soft = np.clip(_blurred(foreground, noise.blur_px), 1e-3, 1 - 1e-3)
         logit = 2 * np.log(soft / (1 - soft)) + noise.logit * _grain(labels.shape, rng, noise.grain_px)
         foreground = 1 / (1 + np.exp(-logit))
     prob = np.empty((num_classes + 1, *labels.shape), np.uint8)
@@ -109,7 +142,7 @@ def draw_maps(
     for index in range(num_classes):
         share = np.where(labels % num_classes == index, shares, (1 - shares) / max(1, num_classes - 1))
         prob[index + 1] = quantise_prob(foreground * share)
-    return DenseMaps(flow=quantise_flow(flow), prob=prob, origin_px=origin_px)
+    return prob
 
 
 def _blurred(channel: npt.NDArray[np.float32], sigma_px: float) -> npt.NDArray[np.float32]:
