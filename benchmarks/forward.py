@@ -1,6 +1,6 @@
 """Forward pass of `lite` on CPU: tiles to quantised maps, ours beside the same weights in eager torch.
 
-Both do the whole of it: uint8 tile in, softmax, core cut out, integers out. On top of the two rows (1 and 2 threads) the
+Both do the whole of it: uint8 tile in, softmax, core cut out, integers out. Beside the two rows (1 and 2 threads) the
 details give OpenVINO and the bare eager network (no softmax, no quantising), timed in the same run, one after another.
 """
 

@@ -86,6 +86,8 @@ def plane_to_maps(
     num_maps, depth, num_columns = head.shape[0] // 4, head.shape[1], lines.shape[1]
     line_bytes = 4 * num_columns
     first = margin_px - 2 * columns[0]  # of a line, the first pixel in the core
+    stride = flow.shape[1]
+    whole = first == 0 and stride == 2 * num_columns
     for y in range(rows[0], rows[1]):
         _pack(plane, y + 1, columns, packed)
         multiply_rows(
@@ -94,24 +96,27 @@ def plane_to_maps(
         )  # fmt: skip
         for dy in range(2):
             row = 2 * y + dy - margin_px
-            if not 0 <= row < flow.shape[1]:
+            if not 0 <= row < stride:
                 continue
             even = lines.ctypes.data + 2 * dy * num_maps * line_bytes
             odd = even + num_maps * line_bytes
             _quantise(even, line_bytes, num_columns, num_maps)
             _quantise(odd, line_bytes, num_columns, num_maps)
-            for number in range(2):
-                for x in range(0, num_columns, LANES):
-                    at = number * line_bytes + 4 * x
-                    interleave_int16(flow_line.ctypes.data + 4 * x, load(even + at), load(odd + at))
-                for x in range(flow.shape[2]):
-                    flow[number, row, x] = flow_line[first + x]
-            for number in range(num_maps - 2):
-                for x in range(0, num_columns, LANES):
-                    at = (number + 2) * line_bytes + 4 * x
-                    interleave_uint8(prob_line.ctypes.data + 2 * x, load(even + at), load(odd + at))
-                for x in range(prob.shape[2]):
-                    prob[number, row, x] = prob_line[first + x]
+            for number in range(num_maps):
+                at = number * line_bytes
+                if number < 2:
+                    # Where a map's line begins and ends with whole vectors it is written in place.
+                    end = flow.ctypes.data + 2 * (number * stride + row) * stride if whole else flow_line.ctypes.data
+                    for x in range(0, num_columns, LANES):
+                        interleave_int16(end + 4 * x, load(even + at + 4 * x), load(odd + at + 4 * x))
+                    if not whole:
+                        flow[number, row] = flow_line[first : first + stride]
+                else:
+                    end = prob.ctypes.data + ((number - 2) * stride + row) * stride if whole else prob_line.ctypes.data
+                    for x in range(0, num_columns, LANES):
+                        interleave_uint8(end + 2 * x, load(even + at + 4 * x), load(odd + at + 4 * x))
+                    if not whole:
+                        prob[number - 2, row] = prob_line[first : first + stride]
 
 
 @njit(cache=True, nogil=True)

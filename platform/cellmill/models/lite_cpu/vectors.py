@@ -236,15 +236,18 @@ def power_of_two(context: Any, exponent: Any) -> Any:
 
 
 def _interleaving(bits: int) -> Callable[..., Any]:
-    kind = ir.IntType(bits)
+    pairs = ir.VectorType(ir.IntType(2 * bits), LANES)
 
     def interleave(context: Any, address: Any, even: Any, odd: Any) -> Any:
         def lower(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            address, *halves = arguments
-            whole = [builder.trunc(builder.fptosi(half, _INT_VECTOR), ir.VectorType(kind, LANES)) for half in halves]
-            order = [lane // 2 + LANES * (lane % 2) for lane in range(2 * LANES)]
-            mixed = builder.shuffle_vector(*whole, ir.Constant(ir.VectorType(_INT, 2 * LANES), order))
-            builder.store(mixed, builder.inttoptr(address, mixed.type.as_pointer())).align = bits // 8
+            address, even, odd = arguments
+            even, odd = builder.fptosi(even, _INT_VECTOR), builder.fptosi(odd, _INT_VECTOR)
+            # A pair is one integer of twice the width, its first half in the low bits (little-endian).
+            low = builder.and_(even, ir.Constant(_INT_VECTOR, [(1 << bits) - 1] * LANES))
+            both = builder.or_(low, builder.shl(odd, ir.Constant(_INT_VECTOR, [bits] * LANES)))
+            if bits < 16:
+                both = builder.trunc(both, pairs)
+            builder.store(both, builder.inttoptr(address, pairs.as_pointer())).align = bits // 8
             return context.get_dummy_value()
 
         return types.void(types.intp, float32x8, float32x8), lower
