@@ -248,4 +248,5 @@ def _analysed_pixels(tiles: TileGrid, window: Box, geometry: TileGeometry) -> np
         return None
     x = np.arange(window.x0, window.x1) // geometry.stride_px - tiles.tiles.x0
     y = np.arange(window.y0, window.y1) // geometry.stride_px - tiles.tiles.y0
-    return analysed[y[:, None], x[None, :]]
+    # Whole rows at a time: indexing with both at once takes ten times as long.
+    return np.take(np.take(analysed, x, axis=1), y, axis=0)

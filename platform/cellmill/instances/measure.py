@@ -14,13 +14,23 @@ import pyarrow as pa
 from cellmill.grid import Box, SlideGrid
 from cellmill.instances.decoder import Instances
 from cellmill.instances.maps import PROB_SCALE, ClassMaps
-from cellmill.instances.measure_kernels import MOMENTS, OD_SUMS, PROB_SUMS, doubled_hull_areas, sum_cells, touches
+from cellmill.instances.measure_kernels import (
+    MOMENTS,
+    OD_SUMS,
+    PROB_SUMS,
+    doubled_hull_areas,
+    paint,
+    sum_cells,
+    touches,
+)
 from cellmill.instances.outlines import Outlines, trace_outlines
 from cellmill.instances.stain import OD_LOOKUP, OD_UNITS, stain_densities
 from cellmill_schemas.cells import ANCHOR_BITS, DECIMALS, CellKey, cell_schema, make_cell_id
 from cellmill_schemas.ontology import Ontology
 
 __all__ = ["SlideKey", "measure_cells", "paint_core"]
+
+_OUTSIDE = "A cell lies outside the slide of {grid.width_px} x {grid.height_px} px; maps must be background there."
 
 
 @dataclass(frozen=True)
@@ -114,12 +124,13 @@ def paint_core(instances: Instances, core: Box, grid: SlideGrid) -> npt.NDArray[
     if box.clipped(core) != core:
         raise ValueError(f"The core {core} reaches outside the window {box}.")
     labels = instances.labels[core.y0 - box.y0 : core.y1 - box.y0, core.x0 - box.x0 : core.x1 - box.x0]
-    seen = np.zeros(len(instances) + 1, np.bool_)
-    seen[labels] = True
-    seen[0] = False
     ids = np.zeros(len(instances) + 1, np.uint64 if grid.needs_64_bit_masks else np.uint32)
-    ids[seen] = 1 + _anchor_indices(instances.anchors_px[seen[1:]], grid)
-    return ids[labels]
+    inside = _inside(instances.anchors_px, grid)
+    ids[1:][inside] = 1 + _anchor_indices(instances.anchors_px[inside], grid)
+    painted = np.empty(labels.shape, ids.dtype)
+    if not paint(labels, ids, painted):
+        raise ValueError(_OUTSIDE.format(grid=grid))
+    return painted
 
 
 def _check_window(instances: Instances, maps: ClassMaps, pixels: npt.NDArray[np.uint8], ontology: Ontology) -> None:
@@ -136,12 +147,14 @@ def _check_window(instances: Instances, maps: ClassMaps, pixels: npt.NDArray[np.
 
 
 def _anchor_indices(anchors: npt.NDArray[np.int64], grid: SlideGrid) -> npt.NDArray[np.int64]:
+    if not _inside(anchors, grid).all():
+        raise ValueError(_OUTSIDE.format(grid=grid))
+    return anchors[:, 1] * grid.width_px + anchors[:, 0]
+
+
+def _inside(anchors: npt.NDArray[np.int64], grid: SlideGrid) -> npt.NDArray[np.bool_]:
     x, y = anchors[:, 0], anchors[:, 1]
-    if ((x < 0) | (x >= grid.width_px) | (y < 0) | (y >= grid.height_px)).any():
-        raise ValueError(
-            f"A cell lies outside the slide of {grid.width_px} x {grid.height_px} px; maps must be background there."
-        )
-    return y * grid.width_px + x
+    return (x >= 0) & (x < grid.width_px) & (y >= 0) & (y < grid.height_px)
 
 
 def _cell_ids(anchor_index: npt.NDArray[np.int64], slide_hash: int) -> npt.NDArray[np.int64]:

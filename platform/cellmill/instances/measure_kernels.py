@@ -6,7 +6,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-__all__ = ["MOMENTS", "OD_SUMS", "PROB_SUMS", "doubled_hull_areas", "sum_cells"]
+__all__ = ["MOMENTS", "OD_SUMS", "PROB_SUMS", "doubled_hull_areas", "paint", "sum_cells"]
 
 MOMENTS = slice(0, 6)
 """Columns of the sums: pixels, x, y, xx, xy, yy, with x and y relative to the cell's anchor."""
@@ -144,3 +144,16 @@ def _area_beside(chain: NDArray[np.int64], count: int) -> int:
     for at in range(count - 1):
         area += (chain[at, 0] + chain[at + 1, 0]) * (chain[at + 1, 1] - chain[at, 1])
     return area
+
+
+@njit(cache=True, nogil=True)
+def paint(labels: NDArray[np.int32], ids: NDArray[np.unsignedinteger], painted: NDArray[np.unsignedinteger]) -> bool:
+    """Write the id of each label (`ids[label]`, 0 for background) into `painted`; False where a cell has none."""
+    height, width = labels.shape
+    complete = True
+    for y in range(height):
+        for x in range(width):
+            label = labels[y, x]
+            painted[y, x] = ids[label]
+            complete &= label == 0 or ids[label] != 0
+    return complete
