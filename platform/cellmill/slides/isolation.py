@@ -40,7 +40,7 @@ DEFAULT_READER = "cellmill.slides.opening:open_slide"
 _BLOCK_BYTES = 1 << 24
 """Shared memory: the largest block that can be asked for, 16 MiB of RGB."""
 _POLL_SECONDS = 0.05
-"""How often a waiting parent looks at the child's memory."""
+"""How often the parent looks at the child's memory."""
 
 
 @dataclass(frozen=True)
@@ -188,12 +188,14 @@ class _ReaderProcess:
             os.close(lifeline_read)
             os.close(memory_fd)
         self._usage = psutil.Process(self._child.pid)
+        self._looked_at = time.monotonic()
         self.end = weakref.finalize(self, _end, self._child, ours, lifeline_write)
 
     def ask(self, message: dict[str, Any], *, doing: str, limits: ReaderLimits) -> dict[str, Any]:
         """Send a request and wait for its reply, watching the clock and the child's memory."""
         deadline = time.monotonic() + limits.timeout_seconds
-        self._check_memory(doing, limits)  # quick answers leak too
+        if time.monotonic() > self._looked_at + _POLL_SECONDS:
+            self._check_memory(doing, limits)  # quick answers leak too
         try:
             send(self._socket, message)
         except ConnectionError:
@@ -210,6 +212,7 @@ class _ReaderProcess:
         return reply
 
     def _check_memory(self, doing: str, limits: ReaderLimits) -> None:
+        self._looked_at = time.monotonic()
         try:
             used = self._usage.memory_info().rss
         except psutil.Error:

@@ -81,26 +81,62 @@ class ModelGridReader:
         pixels = np.empty((box.height, box.width, 3), np.uint8)
         if inside != box:
             pixels[:] = 255
-        window = _Window(inside, self._taps(inside.x0, inside.x1, axis="x"), self._taps(inside.y0, inside.y1, axis="y"))
-        # A row of chunks shares its blocks with the next: keep two rows of them.
-        self._num_cached = max(_MIN_CACHED_BLOCKS, 2 * _blocks_across(window.taps_x) * self._blocks_down_a_chunk())
         bad_blocks: set[tuple[int, int]] = set()
-        for chunk, is_needed in _chunks(inside, wanted):
-            at = (chunk.x0 - box.x0, chunk.y0 - box.y0)
-            if not is_needed:
-                pixels[at[1] : at[1] + chunk.height, at[0] : at[0] + chunk.width] = 255
-            elif self._is_native(chunk):
-                self._copy(chunk, pixels[at[1] :, at[0] :], bad_blocks)
-            else:
-                taps_x, taps_y = window.taps_of(chunk)
-                native, origin = self._native(taps_x, taps_y, bad_blocks)
-                resample_into(pixels, at, native, origin, taps_x=taps_x, taps_y=taps_y)
+        parts = [inside] if wanted is None else [part.clipped(inside) for part in wanted]
+        at = (inside.x0 - box.x0, inside.y0 - box.y0)
+        target = pixels[at[1] : at[1] + inside.height, at[0] : at[0] + inside.width]
+        if self._is_native(inside):
+            self._read_native(inside, parts, target, bad_blocks)
+        else:
+            self._read_resampled(inside, parts, (pixels, at), bad_blocks)
         return ModelPixels(box, pixels, tuple(self._reach_of_block(*block) for block in sorted(bad_blocks)))
 
-    def _is_native(self, chunk: Box) -> bool:
+    def _is_native(self, box: Box) -> bool:
         """Whether model pixels are the level's; a last part pixel of the slide may lie beyond the level."""
-        is_inside = chunk.x1 <= self._level.width_px and chunk.y1 <= self._level.height_px
+        is_inside = box.x1 <= self._level.width_px and box.y1 <= self._level.height_px
         return self._scale_x == 1.0 and self._scale_y == 1.0 and is_inside
+
+    def _read_native(
+        self, box: Box, parts: list[Box], target: NDArray[np.uint8], bad_blocks: set[tuple[int, int]]
+    ) -> None:
+        """Blocks straight into the pixels of `box`. Only those that reach out of it are kept: the next box may share
+        them."""
+        for block_box, is_needed in _pieces(box, parts, side_px=BLOCK_PX, origin=(0, 0)):
+            part = block_box.clipped(box)
+            to = target[part.y0 - box.y0 : part.y1 - box.y0, part.x0 - box.x0 : part.x1 - box.x0]
+            key = (block_box.x0 // BLOCK_PX, block_box.y0 // BLOCK_PX)
+            if not is_needed:
+                to[:] = 255
+            elif part != block_box or key in self._blocks:
+                self._copy(part, to, bad_blocks)
+            else:
+                try:
+                    fill_block(self._reader, self._level_index, part.x0, part.y0, to)
+                except SlideReadError:
+                    bad_blocks.add(key)
+                    to[:] = 255
+
+    def _read_resampled(
+        self,
+        box: Box,
+        parts: list[Box],
+        target: tuple[NDArray[np.uint8], tuple[int, int]],
+        bad_blocks: set[tuple[int, int]],
+    ) -> None:
+        """Chunks of `box` into an array, from where it lies in that on."""
+        pixels, (left, top) = target
+        taps_x, taps_y = self._taps(box.x0, box.x1, axis="x"), self._taps(box.y0, box.y1, axis="y")
+        # A row of chunks shares its blocks with the next: keep two rows of them.
+        self._num_cached = max(_MIN_CACHED_BLOCKS, 2 * _blocks_across(taps_x) * self._blocks_down_a_chunk())
+        for piece, is_needed in _pieces(box, parts, side_px=_CHUNK_PX, origin=(box.x0, box.y0)):
+            chunk = piece.clipped(box)
+            x, y = chunk.x0 - box.x0, chunk.y0 - box.y0
+            if not is_needed:
+                pixels[top + y : top + y + chunk.height, left + x : left + x + chunk.width] = 255
+                continue
+            chunk_x, chunk_y = taps_x.part(x, x + chunk.width), taps_y.part(y, y + chunk.height)
+            native, origin = self._native(chunk_x, chunk_y, bad_blocks)
+            resample_into(pixels, (left + x, top + y), native, origin, taps_x=chunk_x, taps_y=chunk_y)
 
     def _native(
         self, taps_x: Taps, taps_y: Taps, bad_blocks: set[tuple[int, int]]
@@ -188,38 +224,23 @@ class ModelGridReader:
         return begin + int(needing[0]), begin + int(needing[-1]) + 1
 
 
-@dataclass(frozen=True)
-class _Window:
-    """A box of the model grid with the taps of its columns and rows."""
+def _pieces(box: Box, parts: list[Box], *, side_px: int, origin: tuple[int, int]) -> Iterator[tuple[Box, bool]]:
+    """Squares of a grid from `origin` on that meet `box`, row by row, and whether any of `parts` (all in it) does."""
 
-    box: Box
-    taps_x: Taps
-    taps_y: Taps
+    def indices(part: Box) -> Box:
+        x0, y0 = (part.x0 - origin[0]) // side_px, (part.y0 - origin[1]) // side_px
+        return Box(x0, y0, (part.x1 - 1 - origin[0]) // side_px + 1, (part.y1 - 1 - origin[1]) // side_px + 1)
 
-    def taps_of(self, chunk: Box) -> tuple[Taps, Taps]:
-        """Taps of a box within this one."""
-        return (
-            self.taps_x.part(chunk.x0 - self.box.x0, chunk.x1 - self.box.x0),
-            self.taps_y.part(chunk.y0 - self.box.y0, chunk.y1 - self.box.y0),
-        )
-
-
-def _chunks(box: Box, wanted: Iterable[Box] | None) -> Iterator[tuple[Box, bool]]:
-    """The chunks of a box, row by row, and whether any of `wanted` reaches into each."""
-    columns, rows = -(-box.width // _CHUNK_PX), -(-box.height // _CHUNK_PX)
-    needed = np.full((rows, columns), wanted is None)
-    for part in wanted or ():
-        inside = part.clipped(box)
-        if inside.area:
-            needed[
-                (inside.y0 - box.y0) // _CHUNK_PX : (inside.y1 - 1 - box.y0) // _CHUNK_PX + 1,
-                (inside.x0 - box.x0) // _CHUNK_PX : (inside.x1 - 1 - box.x0) // _CHUNK_PX + 1,
-            ] = True
-    for row in range(rows):
-        for column in range(columns):
-            x0, y0 = box.x0 + column * _CHUNK_PX, box.y0 + row * _CHUNK_PX
-            chunk = Box(x0, y0, min(x0 + _CHUNK_PX, box.x1), min(y0 + _CHUNK_PX, box.y1))
-            yield chunk, bool(needed[row, column])
+    grid = indices(box)
+    needed = np.zeros((grid.height, grid.width), np.bool_)
+    for part in parts:
+        if part.area:
+            of_part = indices(part)
+            needed[of_part.y0 - grid.y0 : of_part.y1 - grid.y0, of_part.x0 - grid.x0 : of_part.x1 - grid.x0] = True
+    for row in range(grid.y0, grid.y1):
+        for column in range(grid.x0, grid.x1):
+            x, y = origin[0] + column * side_px, origin[1] + row * side_px
+            yield Box(x, y, x + side_px, y + side_px), bool(needed[row - grid.y0, column - grid.x0])
 
 
 def _whole_memory(block: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -27,7 +27,7 @@ __all__ = [
 APERIO_JPEG2000_YCBCR = 33003
 APERIO_JPEG2000_RGB = 33005
 
-_SOI, _EOI, _SOS, _APP0, _APP14 = 0xD8, 0xD9, 0xDA, 0xE0, 0xEE
+_EOI, _SOS, _APP0, _APP14 = 0xD9, 0xDA, 0xE0, 0xEE
 _FRAME_HEADERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _ADOBE = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00"
 
@@ -52,22 +52,33 @@ def jpeg_decoder(*, tables: bytes | None, is_ycbcr: bool) -> TileDecoder:
     Raises:
         TileError: when the tables are damaged.
     """
-    shared = b"" if tables is None else _segments(tables)
+    shared = b"" if tables is None else _header(tables)[0]
     # Of a stream's own claims decoders believe JFIF first, then the last Adobe marker: ours replaces both.
-    head = b"\xff\xd8" + _ADOBE + (b"\1" if is_ycbcr else b"\0") + shared
-    return partial(_decode_jpeg, head=head)
+    return _JpegDecoder(b"\xff\xd8" + _ADOBE + (b"\1" if is_ycbcr else b"\0") + shared)
 
 
-def _decode_jpeg(tile: bytes, pixels: NDArray[np.uint8], *, head: bytes) -> None:
-    stream = head + _segments(tile, size=(pixels.shape[1], pixels.shape[0]))
-    try:
-        simplejpeg.decode_jpeg(stream, colorspace="RGB", buffer=pixels, strict=True)
-    except ValueError as error:
-        raise TileError("The JPEG stream is damaged or of a rare kind.") from error
+class _JpegDecoder:
+    """Decodes tiles whose headers are, as a rule, the same byte by byte: the last one's is kept as it was rewritten."""
+
+    def __init__(self, head: bytes) -> None:
+        self._head = head
+        self._shape: tuple[int, ...] = ()
+        self._header = self._rewritten = b""
+
+    def __call__(self, tile: bytes, pixels: NDArray[np.uint8]) -> None:
+        if pixels.shape != self._shape or not tile.startswith(self._header):
+            segments, scan = _header(tile, size=(pixels.shape[1], pixels.shape[0]))
+            marker = tile[scan : scan + 2]
+            self._shape, self._header, self._rewritten = pixels.shape, tile[: scan + 2], self._head + segments + marker
+        stream = self._rewritten + tile[len(self._header) :]
+        try:
+            simplejpeg.decode_jpeg(stream, colorspace="RGB", buffer=pixels, strict=True)
+        except ValueError as error:
+            raise TileError("The JPEG stream is damaged or of a rare kind.") from error
 
 
-def _segments(stream: bytes, *, size: tuple[int, int] | None = None) -> bytes:
-    """A stream's marker segments without SOI, JFIF and Adobe; from SOS on everything, in tables up to EOI.
+def _header(stream: bytes, *, size: tuple[int, int] | None = None) -> tuple[bytes, int]:
+    """A stream's marker segments without SOI, JFIF and Adobe, and where its scan begins; of tables, where they end.
 
     Raises:
         TileError: when it is no JPEG stream, or its frame is not three components of `size`.
@@ -75,20 +86,18 @@ def _segments(stream: bytes, *, size: tuple[int, int] | None = None) -> bytes:
     if stream[:2] != b"\xff\xd8":
         raise TileError("No JPEG stream.")
     kept: list[bytes] = []
+    end_marker = _EOI if size is None else _SOS
     position = 2
-    while position + 4 <= len(stream) and stream[position] == 0xFF:
+    while position + 2 <= len(stream) and stream[position] == 0xFF:
         marker = stream[position + 1]
-        if marker == _SOS:
-            kept.append(stream[position:])
-            return b"".join(kept)
+        if marker == end_marker:
+            return b"".join(kept), position
         end = position + 2 + int.from_bytes(stream[position + 2 : position + 4], "big")
         if size is not None and marker in _FRAME_HEADERS:
             _check_frame(stream[position:end], size)
         if marker not in (_APP0, _APP14):
             kept.append(stream[position:end])
         position = end
-    if size is None and stream[position : position + 2] == b"\xff\xd9":
-        return b"".join(kept)
     raise TileError("The JPEG header is damaged.")
 
 
