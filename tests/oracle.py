@@ -98,6 +98,9 @@ class OracleModel:
     geometry: TileGeometry = GEOMETRY
     target_mpp: float = 0.5
 
+    def prepared(self, *, device: str, batch_size: int) -> "OracleModel":
+        return self
+
     def open(self, *, device: str, batch_size: int, num_threads: int) -> "OracleSource":
         return OracleSource(self)
 
@@ -109,12 +112,16 @@ class OracleSource:
         self._model = model
         self._maps: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
-    def predict(self, tiles: np.ndarray, *, slide_id: str, tile_indices: np.ndarray):
+    def predict(self, batches):
+        for batch in batches:
+            yield self._maps_of(batch.slide_id, batch.indices)
+
+    def _maps_of(self, slide_id: str, tile_indices: np.ndarray):
         import time
 
         from cellmill.models.inference import TileMaps
 
-        time.sleep(self._model.seconds_per_tile * len(tiles))
+        time.sleep(self._model.seconds_per_tile * len(tile_indices))
         if slide_id not in self._maps:
             self._maps[slide_id] = oracle_maps(load_truth(self._model.folder, slide_id), len(self._model.ontology))
         flow, prob = self._maps[slide_id]

@@ -1,6 +1,6 @@
 """Strips: each tile is seen once, and what later fields need of it is what they would have found themselves."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from cellmill.cohort.field import FieldPixels, predict_field, read_field
 from cellmill.cohort.plan import SlidePlan, plan_fields
+from cellmill.cohort.sources import TileBatch
 from cellmill.cohort.strips import cut_into_strips, strips_per_slide
 from cellmill.cohort.tile_memory import TileMemory
 from cellmill.cohort.tiles import TileGrid, Verdict
@@ -48,12 +49,13 @@ class CountingSource:
 
     predicted: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
 
-    def predict(self, tiles: np.ndarray, *, slide_id: str, tile_indices: np.ndarray) -> TileMaps:
-        self.predicted += [(int(i), int(j)) for i, j in tile_indices]
-        inner = tiles[:, 16:-16, 16:-16].astype(np.int16)  # (N, 64, 64, 3)
-        flow = np.stack([inner[..., 0] - inner[..., 1], inner[..., 2]], axis=1)
-        prob = np.stack([inner[..., 0]] * (len(ONTOLOGY) + 1), axis=1).astype(np.uint8)
-        return TileMaps(flow=flow, prob=prob)
+    def predict(self, batches: Iterable[TileBatch]) -> Iterator[TileMaps]:
+        for batch in batches:
+            self.predicted += [(int(i), int(j)) for i, j in batch.indices]
+            inner = batch.pixels[:, 16:-16, 16:-16].astype(np.int16)  # (N, 64, 64, 3)
+            flow = np.stack([inner[..., 0] - inner[..., 1], inner[..., 2]], axis=1)
+            prob = np.stack([inner[..., 0]] * (len(ONTOLOGY) + 1), axis=1).astype(np.uint8)
+            yield TileMaps(flow=flow, prob=prob)
 
 
 @st.composite

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from cellmill.cohort.plan import FieldTask
-from cellmill.cohort.sources import MapSource
+from cellmill.cohort.sources import MapSource, TileBatch
 from cellmill.cohort.tiles import TileGrid, Verdict, by_pixels, count_tiles
 from cellmill.grid import Box, SlideGrid, TileGeometry
 from cellmill.instances.decoder import Decoder, Instances
@@ -42,9 +42,6 @@ __all__ = [
 
 TileIndex = tuple[int, int]
 """Column and row of a tile."""
-
-_MIN_TILES_AT_ONCE = 16
-"""Tiles copied out and predicted at a time: bounds memory, and is more than any batch needs to be well filled."""
 
 _MAX_SLIDE_HASH = (1 << (63 - ANCHOR_BITS)) - 1
 
@@ -158,11 +155,9 @@ def predict_field(
         _paste(maps, tile)
     kept: dict[TileIndex, KeptMaps] = {}
     indices = np.array([index for index in seen.tiles.analysed().tolist() if tuple(index) not in known], np.int64)
-    num_at_once = batch_size * -(-_MIN_TILES_AT_ONCE // batch_size)
-    for start in range(0, len(indices), num_at_once):
-        group = indices[start : start + num_at_once]  # (<= N, 2)
-        tiles = np.stack([seen.tile(geometry.window(int(i), int(j))) for i, j in group])  # (N, tile, tile, 3)
-        found = source.predict(tiles, slide_id=task.facts.slide_id, tile_indices=group)
+    groups = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]  # (<= B, 2) each
+    batches = (_batch(task, seen, group, geometry) for group in groups)
+    for group, found in zip(groups, source.predict(batches), strict=True):
         for number, (i, j) in enumerate(group.tolist()):
             tile = KeptMaps(geometry.core(i, j), found.flow[number], found.prob[number])
             _paste(maps, tile)
@@ -199,6 +194,11 @@ def finish_field(
     )
     counts = by_pixels(count_tiles(seen.tiles, owner=core, grid=grid, geometry=geometry))
     return FieldResult(cells, _paint(instances, core, grid), counts)
+
+
+def _batch(task: FieldTask, seen: FieldPixels, indices: npt.NDArray[np.int64], geometry: TileGeometry) -> TileBatch:
+    pixels = np.stack([seen.tile(geometry.window(i, j)) for i, j in indices.tolist()])  # (N, tile, tile, 3)
+    return TileBatch(slide_id=task.facts.slide_id, indices=indices, pixels=pixels)
 
 
 def _around(boxes: Sequence[Box]) -> Box:

@@ -76,7 +76,8 @@ def run_cohort(
     try:
         open_sources = ledger.settle_without_work()
         if open_sources:
-            with engine(context, model, config.num_workers) as running:
+            ready = model.prepared(device=context.device, batch_size=context.batch_size)
+            with engine(context, ready, config.num_workers) as running:
                 _work_through(open_sources, running, ledger, max_rounds=context.max_attempts)
     finally:
         ledger.close()

@@ -5,6 +5,7 @@ quantised maps of their cores out. Networks are the usual one; a test's oracle, 
 another, which is why a source is also told whose tiles they are.
 """
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -19,16 +20,23 @@ if TYPE_CHECKING:
     from cellmill.models.inference import DeviceKind, Segmenter, TileMaps
     from cellmill.models.loading import LoadedModel
 
-__all__ = ["CohortModel", "MapSource", "NetworkModel"]
+__all__ = ["CohortModel", "MapSource", "NetworkModel", "TileBatch"]
+
+
+@dataclass(frozen=True)
+class TileBatch:
+    """Tiles for one forward pass, at most the batch size."""
+
+    slide_id: str
+    indices: npt.NDArray[np.int64]  # (N, 2) column, row
+    pixels: npt.NDArray[np.uint8]  # (N, tile, tile, 3) RGB
 
 
 class MapSource(Protocol):
     """A model ready to work, in one worker."""
 
-    def predict(
-        self, tiles: npt.NDArray[np.uint8], *, slide_id: str, tile_indices: npt.NDArray[np.int64]
-    ) -> "TileMaps":
-        """Maps of the cores of `tiles` (N, tile, tile, 3), which are tiles `tile_indices` (N, 2: column, row)."""
+    def predict(self, batches: Iterable[TileBatch]) -> "Iterator[TileMaps]":
+        """Maps of the tiles' cores, batch by batch in order; the next batches may be taken before maps come out."""
         ...
 
 
@@ -58,6 +66,10 @@ class CohortModel(Protocol):
     @property
     def target_mpp(self) -> float:
         """The scale it was trained at, um/px."""
+        ...
+
+    def prepared(self, *, device: "DeviceKind", batch_size: int) -> "CohortModel":
+        """The model with all that can be done once, before it travels to the workers."""
         ...
 
     def open(self, *, device: "DeviceKind", batch_size: int, num_threads: int) -> MapSource:
@@ -96,6 +108,12 @@ class NetworkModel:
         """The scale it was trained at, um/px."""
         return self.loaded.config.target_mpp
 
+    def prepared(self, *, device: "DeviceKind", batch_size: int) -> "NetworkModel":
+        """With the backend's own form of the graph, where making that takes long."""
+        from cellmill.models.inference import prepared
+
+        return NetworkModel(prepared(self.loaded, device=device, batch_size=batch_size))
+
     def open(self, *, device: "DeviceKind", batch_size: int, num_threads: int) -> MapSource:
         """Build the network's backend for this worker's device."""
         from cellmill.models.inference import Segmenter
@@ -110,8 +128,5 @@ class _NetworkSource:
     def __init__(self, segmenter: "Segmenter") -> None:
         self._segmenter = segmenter
 
-    def predict(
-        self, tiles: npt.NDArray[np.uint8], *, slide_id: str, tile_indices: npt.NDArray[np.int64]
-    ) -> "TileMaps":
-        del slide_id, tile_indices
-        return self._segmenter.predict(tiles)
+    def predict(self, batches: Iterable[TileBatch]) -> "Iterator[TileMaps]":
+        return self._segmenter.predict_batches(batch.pixels for batch in batches)
