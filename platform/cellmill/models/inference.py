@@ -5,6 +5,8 @@ what the bytes of a cell set may depend on. The last batch is padded, so a tile'
 came with it. The ways to run a network are in `cellmill.models.backends`.
 """
 
+from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Literal
 
@@ -89,16 +91,29 @@ class Segmenter:
         num_tiles, stride = len(tiles), self.geometry.stride_px
         flow = np.empty((num_tiles, 2, stride, stride), np.int16)
         prob = np.empty((num_tiles, self._num_classes + 1, stride, stride), np.uint8)
-        for start in range(0, num_tiles, self._batch_size):
-            batch = tiles[start : start + self._batch_size]  # (<= B, tile, tile, 3)
-            num_real = len(batch)
-            if num_real < self._batch_size:
-                padding = np.full((self._batch_size - num_real, *batch.shape[1:]), 255, np.uint8)
-                batch = np.concatenate([batch, padding])
-            maps = self._backend.run(batch)
-            flow[start : start + num_real] = maps.flow[:num_real]
-            prob[start : start + num_real] = maps.prob[:num_real]
+        starts = range(0, num_tiles, self._batch_size)
+        batches = (tiles[start : start + self._batch_size] for start in starts)
+        for start, maps in zip(starts, self.predict_batches(batches), strict=True):
+            flow[start : start + len(maps.flow)] = maps.flow
+            prob[start : start + len(maps.prob)] = maps.prob
         return TileMaps(flow=flow, prob=prob)
+
+    def predict_batches(self, batches: Iterable[npt.NDArray[np.uint8]]) -> Iterator[TileMaps]:
+        """Maps of batches of at most the batch size, in order; the device works on one while the next is fetched.
+
+        Each batch (N, tile, tile, 3) is filled up with white, so its maps are those `predict` gives.
+        """
+        lengths: deque[int] = deque()
+
+        def full() -> Iterator[npt.NDArray[np.uint8]]:
+            for batch in batches:
+                lengths.append(len(batch))
+                padding = np.full((self._batch_size - len(batch), *batch.shape[1:]), 255, np.uint8)
+                yield np.concatenate([batch, padding]) if len(padding) else batch
+
+        for maps in self._backend.run_many(full()):
+            num_real = lengths.popleft()
+            yield TileMaps(flow=maps.flow[:num_real], prob=maps.prob[:num_real])
 
 
 def _open_backend(
@@ -117,7 +132,7 @@ def _open_backend(
     if device == "cuda":
         from cellmill.models.backends.torch_cuda import TorchCudaBackend
 
-        return TorchCudaBackend(model, num_threads=num_threads)
+        return TorchCudaBackend(model, batch_size=batch_size, num_threads=num_threads)
     if model.config.architecture == "lite":
         from cellmill.models.backends.compiled_lite import CompiledLiteBackend
 

@@ -6,14 +6,14 @@ The fastest of those measured for it (docs/performance.md); the kernels are in `
 import numpy as np
 import numpy.typing as npt
 
-from cellmill.models.backends.contract import TileMaps
+from cellmill.models.backends.contract import Backend, TileMaps
 from cellmill.models.lite_cpu.network import CompiledLite
 from cellmill.models.loading import LoadedModel
 
 __all__ = ["CompiledLiteBackend"]
 
 
-class CompiledLiteBackend:
+class CompiledLiteBackend(Backend):
     """A `lite` network laid out for one tile size. Its bytes depend on neither batch nor threads."""
 
     def __init__(self, model: LoadedModel, *, num_threads: int) -> None:

@@ -1,5 +1,6 @@
 """What every backend promises, and the records that cross it."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,3 +24,7 @@ class Backend(Protocol):
     def run(self, batch: npt.NDArray[np.uint8]) -> TileMaps:
         """Maps of one full batch (B, tile, tile, 3); a tile's never depend on the others'."""
         ...
+
+    def run_many(self, batches: Iterable[npt.NDArray[np.uint8]]) -> Iterator[TileMaps]:
+        """Maps of full batches, in order; a backend that can overlaps their copies with the computing."""
+        return map(self.run, batches)

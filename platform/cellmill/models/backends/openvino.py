@@ -12,7 +12,7 @@ import numpy.typing as npt
 import openvino as ov
 import torch
 
-from cellmill.models.backends.contract import TileMaps
+from cellmill.models.backends.contract import Backend, TileMaps
 from cellmill.models.backends.quantising import QuantisingNetwork
 from cellmill.models.loading import ConvertedGraph, LoadedModel
 
@@ -30,7 +30,7 @@ def convert(model: LoadedModel, *, batch_size: int) -> ConvertedGraph:
         return ConvertedGraph(tile_px, batch_size, path.read_bytes(), path.with_suffix(".bin").read_bytes())
 
 
-class OpenVinoBackend:
+class OpenVinoBackend(Backend):
     """A network compiled by OpenVINO for this machine; converted first unless the model brings its graph."""
 
     def __init__(self, model: LoadedModel, *, batch_size: int, num_threads: int) -> None:

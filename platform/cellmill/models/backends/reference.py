@@ -4,14 +4,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from cellmill.models.backends.contract import TileMaps
+from cellmill.models.backends.contract import Backend, TileMaps
 from cellmill.models.backends.quantising import QuantisingNetwork
 from cellmill.models.loading import LoadedModel
 
 __all__ = ["ReferenceBackend"]
 
 
-class ReferenceBackend:
+class ReferenceBackend(Backend):
     """The network as torch runs it when nothing is asked of it."""
 
     def __init__(self, model: LoadedModel, *, num_threads: int) -> None:
