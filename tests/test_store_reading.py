@@ -8,6 +8,7 @@ import duckdb
 import geopandas as gpd
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
@@ -98,6 +99,25 @@ def test_density_by_type_and_slide_is_one_query(url: str) -> None:
     )
     assert density.height == 14
     assert density["per_mm2"].min() > 0
+
+
+def test_dictionaries_are_marked_as_polars_marks_its_own(table_path: Path, tmp_path: Path) -> None:
+    """Without the mark polars looks up every value again; a polars that renames it fails here rather than is slow."""
+    pl.DataFrame({"a": ["x"]}, schema={"a": pl.Categorical}).write_parquet(tmp_path / "own.parquet")
+    own = pq.read_schema(tmp_path / "own.parquet").field("a")
+    for name in ("slide_id", "cell_type"):
+        ours = pq.read_schema(table_path).field(name)
+        assert ours.metadata == own.metadata
+        assert pa.types.is_unsigned_integer(ours.type.index_type)
+    assert pl.read_parquet(table_path).schema["cell_type"] == pl.Categorical
+
+
+def test_counts_join_with_the_slides_table(url: str) -> None:
+    slides = pl.DataFrame({"slide_id": ["0012", "TCGA-1"], "mm2": [1.0, 2.0]})
+    counts = cellmill.open_cells(url).group_by("slide_id").len("cells").collect(engine="streaming")
+    joined = counts.with_columns(pl.col("slide_id").cast(pl.String)).join(slides, on="slide_id").sort("slide_id")
+    truth = {slide_id: tissue.cells_in(GRID.box).num_rows for slide_id, tissue in TISSUES.items()}
+    assert joined.rows() == [("0012", truth["0012"], 1.0), ("TCGA-1", truth["TCGA-1"], 2.0)]
 
 
 def test_an_empty_cell_set_has_the_columns_of_a_full_one(url: str, tmp_path: Path) -> None:

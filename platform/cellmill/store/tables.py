@@ -47,11 +47,18 @@ _DICTIONARY_COLUMNS = (
 
 _BBOX = ("xmin", "ymin", "xmax", "ymax")
 
+_POLARS_CATEGORICAL = {b"_PL_CATEGORICAL2": b"0;0;u32;"}
+"""What polars writes beside a categorical of its own. With it, and unsigned indices, polars takes dictionaries as they
+are; without, it looks up every value again, and 100 million rows take three times as long to count. It changes no
+value and no column type that a reader sees; others ignore it."""
+
 
 class CellTableWriter:
     """Writes the table to a file as its rows arrive; `with` it, `add` to it."""
 
     def __init__(self, file: HashingFile, schema: pa.Schema, *, ontology: Ontology) -> None:
+        schema = _with_polars_categoricals(schema)
+        self._schema = schema
         self._writer = pq.ParquetWriter(
             file,
             schema,
@@ -95,7 +102,7 @@ class CellTableWriter:
         while table.num_rows - start >= at_least:
             group = table.slice(start, ROW_GROUP_CELLS).combine_chunks()
             self._count(group)
-            self._writer.write_table(group, row_group_size=ROW_GROUP_CELLS)
+            self._writer.write_table(group.cast(self._schema), row_group_size=ROW_GROUP_CELLS)
             start += group.num_rows
         # A copy, so that what waits does not keep the pieces it was cut from alive.
         self._waiting = [table.slice(start).combine_chunks()]
@@ -125,6 +132,18 @@ class CellTableWriter:
         if self._bounds is not None:
             column["bbox"] = self._bounds
         return {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": column}}
+
+
+def _with_polars_categoricals(schema: pa.Schema) -> pa.Schema:
+    """The schema with unsigned dictionary indices, marked for polars."""
+    fields: list[pa.Field] = []
+    for field in schema:
+        if isinstance(field.type, pa.DictionaryType):
+            index = pa.uint8() if field.type.index_type == pa.int8() else pa.uint32()
+            kind = pa.dictionary(index, field.type.value_type)
+            field = field.with_type(kind).with_metadata(_POLARS_CATEGORICAL)  # noqa: PLW2901 - the same field, marked
+        fields.append(field)
+    return pa.schema(fields)
 
 
 def _leaves(schema: pa.Schema) -> Iterator[tuple[str, pa.DataType]]:
