@@ -36,6 +36,21 @@ check: $(STAMP)
 	$(VENV)/bin/pyright
 	$(VENV)/bin/lint-imports
 
+# Rivals that pin other libraries have environments of their own, with the versions the figures were taken with.
+.bench/tiatoolbox/.up-to-date:
+	$(UV) venv --quiet --clear --python 3.11 .bench/tiatoolbox
+	$(UV) pip install --quiet --python .bench/tiatoolbox/bin/python tiatoolbox==2.1.3 torch==2.12.1 torchvision==0.27.1
+	touch $@
+
+.bench/ratiopath/.up-to-date:
+	$(UV) venv --quiet --clear --python 3.11 .bench/ratiopath
+	$(UV) pip install --quiet --python .bench/ratiopath/bin/python ratiopath==1.0.3 ray==2.60.0
+	touch $@
+
+bench: $(STAMP) .bench/tiatoolbox/.up-to-date .bench/ratiopath/.up-to-date
+	$(UV) pip install --quiet --python $(PY) --constraints constraints.txt --editable '.[dev,bench]'
+	$(PY) -m benchmarks
+
 format: $(STAMP)
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
