@@ -16,6 +16,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from cellmill.instances.decoder import Instances
 from cellmill.instances.flow_kernels import (
@@ -30,7 +31,7 @@ from cellmill.instances.flow_kernels import (
 from cellmill.instances.maps import FLOW_SCALE, PROB_SCALE, DenseMaps
 from cellmill.instances.mask_kernels import fill_holes, judge_masks, label_extents, number_by_anchor
 
-__all__ = ["FlowDecoder", "FlowDecoderConfig"]
+__all__ = ["FlowDecoder", "FlowDecoderConfig", "background_limit", "finish_masks"]
 
 _SINK_GROWTH_PX = 5
 
@@ -93,7 +94,7 @@ class FlowDecoder:
         config = self.config
         # compiled once for contiguous arrays; views of larger maps are copied
         flow, background = np.ascontiguousarray(maps.flow), np.ascontiguousarray(maps.prob[0])  # (2, H, W), (H, W)
-        limit = math.ceil(PROB_SCALE * (1 - config.foreground_threshold) - 1e-9)
+        limit = background_limit(config)
         labels = np.empty(background.shape, np.int32)
 
         ends = np.empty(mask_flows(flow, background, limit, labels), np.int32)
@@ -103,26 +104,50 @@ class FlowDecoder:
         label_by_sink(ends, labels, sinks)
         keep_largest_component(background, limit, len(sinks), ends)
         paint_labels(background, limit, ends, labels)
+        return finish_masks(labels, flow, sinks, config=config, origin_px=maps.origin_px)
 
-        pixel_um2 = config.mpp**2
-        boxes, sums = label_extents(labels, len(sinks))
-        stands, holed = judge_masks(
-            labels,
-            flow,
-            FLOW_SCALE,
-            boxes,
-            sums,
-            math.ceil(config.min_area_um2 / pixel_um2 - 1e-9),
-            math.floor(config.max_area_um2 / pixel_um2 + 1e-9),
-            config.flow_error_max,
-        )
-        fill_holes(labels, boxes, stands, holed)
-        anchors, former = number_by_anchor(labels, boxes, stands, sinks)
-        x0, y0 = maps.origin_px
-        rows, columns = np.divmod(anchors, background.shape[1])
-        return Instances(
-            labels=labels,
-            anchors_px=np.stack([columns + x0, rows + y0], axis=1),
-            exceeds_reach=sums[former, 3] > 0,
-            origin_px=maps.origin_px,
-        )
+
+def background_limit(config: FlowDecoderConfig) -> int:
+    """Pixels whose background is below this, in steps of 1 / PROB_SCALE, take part."""
+    return math.ceil(PROB_SCALE * (1 - config.foreground_threshold) - 1e-9)
+
+
+def finish_masks(
+    labels: npt.NDArray[np.int32],
+    flow: npt.NDArray[np.int16],
+    sinks: npt.NDArray[np.int32],
+    *,
+    config: FlowDecoderConfig,
+    origin_px: tuple[int, int],
+) -> Instances:
+    """Judge the masks, fill their holes and number what stands: the part of the decode that looks at single masks.
+
+    Args:
+        labels: (H, W), pixels of sink k as k + 1, -1 where a path was cut short; numbered anew in place.
+        flow: (2, H, W) as in `DenseMaps`; looked at inside masks only.
+        sinks: flat pixel index of each sink.
+        config: what stands.
+        origin_px: absolute (x, y) of the window's first pixel.
+    """
+    pixel_um2 = config.mpp**2
+    boxes, sums = label_extents(labels, len(sinks))
+    stands, holed = judge_masks(
+        labels,
+        flow,
+        FLOW_SCALE,
+        boxes,
+        sums,
+        math.ceil(config.min_area_um2 / pixel_um2 - 1e-9),
+        math.floor(config.max_area_um2 / pixel_um2 + 1e-9),
+        config.flow_error_max,
+    )
+    fill_holes(labels, boxes, stands, holed)
+    anchors, former = number_by_anchor(labels, boxes, stands, sinks)
+    x0, y0 = origin_px
+    rows, columns = np.divmod(anchors, labels.shape[1])
+    return Instances(
+        labels=labels,
+        anchors_px=np.stack([columns + x0, rows + y0], axis=1),
+        exceeds_reach=sums[former, 3] > 0,
+        origin_px=origin_px,
+    )

@@ -14,6 +14,10 @@ from numpy.typing import NDArray
 __all__ = [
     "EXCEEDED",
     "FRACTION_BITS",
+    "GROWTH_MIN_PATHS",
+    "GROWTH_STEPS",
+    "SINK_MIN_PATHS",
+    "SINK_RADIUS",
     "count_ends",
     "find_sinks",
     "follow_flows",
@@ -35,10 +39,10 @@ _HALF_STEP = 1 << (_STEP_SHIFT - 1)
 EXCEEDED = -1
 """In place of an end: the path left its reach."""
 
-_SINK_MIN_PATHS = 10  # a sink holds more paths than this,
-_SINK_RADIUS = 2  # and as many as any pixel this near;
-_GROWTH_MIN_PATHS = 2  # it grows over neighbours with more paths than this
-_GROWTH_STEPS = 5  # so many times. All four are Cellpose's.
+SINK_MIN_PATHS = 10  # a sink holds more paths than this,
+SINK_RADIUS = 2  # and as many as any pixel this near;
+GROWTH_MIN_PATHS = 2  # it grows over neighbours with more paths than this
+GROWTH_STEPS = 5  # so many times. All four are Cellpose's.
 
 
 @njit(cache=True, nogil=True)
@@ -146,7 +150,7 @@ def count_ends(ends: NDArray[np.int32], counts: NDArray[np.int32]) -> None:
 def find_sinks(counts: NDArray[np.int32]) -> NDArray[np.int32]:
     """Flat pixel indices of the sinks, most paths first, then (y, x).
 
-    A sink has more paths than `_SINK_MIN_PATHS` and than every pixel within `_SINK_RADIUS`; of equals in reach of each
+    A sink has more paths than `SINK_MIN_PATHS` and than every pixel within `SINK_RADIUS`; of equals in reach of each
     other only the first by (y, x) is a sink, where Cellpose takes both and lets one swallow the other.
     """
     height, width = counts.shape
@@ -155,7 +159,7 @@ def find_sinks(counts: NDArray[np.int32]) -> NDArray[np.int32]:
     for y in range(height):
         for x in range(width):
             count = counts[y, x]
-            if count <= _SINK_MIN_PATHS or not _is_peak(counts, y, x, count):
+            if count <= SINK_MIN_PATHS or not _is_peak(counts, y, x, count):
                 continue
             if num_found == found.size:
                 larger = np.empty(2 * found.size, np.int32)
@@ -171,8 +175,8 @@ def find_sinks(counts: NDArray[np.int32]) -> NDArray[np.int32]:
 @njit(cache=True, nogil=True)
 def _is_peak(counts: NDArray[np.int32], y: int, x: int, count: int) -> bool:
     height, width = counts.shape
-    for other_y in range(max(y - _SINK_RADIUS, 0), min(y + _SINK_RADIUS + 1, height)):
-        for other_x in range(max(x - _SINK_RADIUS, 0), min(x + _SINK_RADIUS + 1, width)):
+    for other_y in range(max(y - SINK_RADIUS, 0), min(y + SINK_RADIUS + 1, height)):
+        for other_x in range(max(x - SINK_RADIUS, 0), min(x + SINK_RADIUS + 1, width)):
             other = counts[other_y, other_x]
             if other > count or (other == count and (other_y < y or (other_y == y and other_x < x))):
                 return False
@@ -183,21 +187,21 @@ def _is_peak(counts: NDArray[np.int32], y: int, x: int, count: int) -> bool:
 def label_by_sink(ends: NDArray[np.int32], counts: NDArray[np.int32], sinks: NDArray[np.int32]) -> None:
     """Replace each end by 1 + the index of the sink it belongs to, 0 for none; EXCEEDED stays. Uses up `counts`.
 
-    A sink takes the pixels within `_GROWTH_STEPS` that hang together with it through pixels of more than
-    `_GROWTH_MIN_PATHS` paths; where two want the same pixel the one with more paths has it, then the first by (y, x).
+    A sink takes the pixels within `GROWTH_STEPS` that hang together with it through pixels of more than
+    `GROWTH_MIN_PATHS` paths; where two want the same pixel the one with more paths has it, then the first by (y, x).
     """
     height, width = counts.shape
-    side = 2 * _GROWTH_STEPS + 1
+    side = 2 * GROWTH_STEPS + 1
     grown = np.zeros((side, side), np.uint8)
     queue = np.empty((side * side, 2), np.int32)
     for index in range(sinks.size):
-        y0, x0 = sinks[index] // width - _GROWTH_STEPS, sinks[index] % width - _GROWTH_STEPS
+        y0, x0 = sinks[index] // width - GROWTH_STEPS, sinks[index] % width - GROWTH_STEPS
         grown[:] = 0
-        grown[_GROWTH_STEPS, _GROWTH_STEPS] = 1
-        queue[0, 0] = _GROWTH_STEPS
-        queue[0, 1] = _GROWTH_STEPS
+        grown[GROWTH_STEPS, GROWTH_STEPS] = 1
+        queue[0, 0] = GROWTH_STEPS
+        queue[0, 1] = GROWTH_STEPS
         head, tail = 0, 1
-        for _ in range(_GROWTH_STEPS):
+        for _ in range(GROWTH_STEPS):
             ring_end = tail
             while head < ring_end:
                 y, x = queue[head, 0], queue[head, 1]
@@ -206,7 +210,7 @@ def label_by_sink(ends: NDArray[np.int32], counts: NDArray[np.int32], sinks: NDA
                     for near_x in range(max(x - 1, -x0, 0), min(x + 2, width - x0, side)):
                         count = counts[y0 + near_y, x0 + near_x]
                         # below 0: already taken, so it had paths enough
-                        if not grown[near_y, near_x] and (count > _GROWTH_MIN_PATHS or count < 0):
+                        if not grown[near_y, near_x] and (count > GROWTH_MIN_PATHS or count < 0):
                             grown[near_y, near_x] = 1
                             queue[tail, 0] = near_y
                             queue[tail, 1] = near_x
