@@ -49,7 +49,9 @@ def ink_share(pixels: NDArray[np.uint8]) -> float:
     green = (hue >= 35) & (hue <= 95) & (saturation >= 60) & (value > 40)
     blue = (hue > 95) & (hue <= 116) & (saturation >= 130) & (value > 40)
     red = ((hue >= 174) | (hue <= 8)) & (saturation >= 200) & (value > 120)
-    black = (value < 70) & (np.ptp(np.asarray(small, np.uint8), axis=-1) < 30)
+    red_level, green_level, blue_level = cv2.split(small)
+    darkest = np.minimum(np.minimum(red_level, green_level), blue_level)
+    black = (value < 70) & (value - darkest < 30)  # value is the brightest of the three
     return float((green | blue | red | black).mean())
 
 
