@@ -24,7 +24,7 @@ from cellmill.cohort.session import ray_session
 from cellmill.cohort.sources import CohortModel
 from cellmill.cohort.strips import strips_per_slide
 
-__all__ = ["PoolSizes", "SharedModel", "pool_sizes", "ray_engine"]
+__all__ = ["PoolSizes", "SharedModel", "pool_sizes", "quieten", "ray_engine"]
 
 _STORE_BYTES = 256 << 20
 """Of a local Ray's object store: the model once, and messages."""
@@ -117,7 +117,7 @@ class _RayEngine:
         import ray.data
         from ray.exceptions import RayError
 
-        _quieten(ray.data.DataContext.get_current())
+        quieten(ray.data.DataContext.get_current())
         sizes, context = self._sizes, self._context
         num_strips = strips_per_slide(num_slides=len(sources), num_workers=sizes.num_segmenters)
         plan: Any = _plan_slides  # Ray's type of functions that stream is narrower than what it takes
@@ -174,7 +174,7 @@ def _booking(cpus: float, at_most: float) -> float:
     return float(int(cpus)) if cpus >= 1 else max(0.0001, int(cpus * 10_000) / 10_000)
 
 
-def _quieten(data_context: Any) -> None:
+def quieten(data_context: Any) -> None:
     """Our own progress is shown, not Ray Data's; and a block is one message."""
     data_context.enable_progress_bars = False
     data_context.print_on_execution_start = False
