@@ -23,8 +23,8 @@ from cellmill_schemas.ontology import get_ontology
 
 SIDE_PX, NUM_NUCLEI, MPP = 2048, 1900, 0.5
 ONTOLOGY = get_ontology("pannuke5")
-PYTHON = Path(".bench/tiatoolbox/bin/python")
-SCRIPT = Path(__file__).parent / "rivals" / "tiatoolbox_hv.py"
+PYTHON = Path(__file__).resolve().parents[1] / ".bench" / "tiatoolbox" / "bin" / "python"
+SCRIPT = Path(__file__).resolve().parent / "rivals" / "tiatoolbox_hv.py"
 
 
 def measure() -> list[Row]:

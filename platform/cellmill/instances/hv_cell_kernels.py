@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from cellmill.instances.mask_kernels import EXCEEDED
 
-__all__ = ["keep_within_reach", "mark_seams", "take_pieces"]
+__all__ = ["keep_within_reach", "mark_seams", "measure_extents", "take_pieces"]
 
 
 @njit(cache=True, nogil=True)
@@ -29,17 +29,26 @@ def keep_within_reach(
     """
     in_pieces = np.zeros(len(peaks), np.bool_)
     for index in range(len(runs)):
-        y = runs[index, 0]
-        for x in range(runs[index, 1], runs[index, 2] + 1):
-            label = abs(labels[y, x])
+        y, x, last = runs[index]
+        row = labels[y]
+        while x <= last:
+            label, end = abs(row[x]), x + 1
+            while end <= last and abs(row[end]) == label:
+                end += 1
+            least_x, most_x = x, end - 1  # of this stretch of one label, what is kept
             if not within[label]:
-                label = 0
-            elif abs(y - peaks[label, 0]) > max_reach_px or abs(x - peaks[label, 1]) > max_reach_px:
-                in_pieces[label] = True
-                label = EXCEEDED
-            elif is_wide[index]:
-                in_pieces[label] = True
-            labels[y, x] = label
+                row[x:end] = 0
+            else:
+                if abs(y - peaks[label, 0]) > max_reach_px:
+                    least_x, most_x = end, end - 1
+                else:
+                    least_x = min(max(x, peaks[label, 1] - max_reach_px), end)
+                    most_x = max(min(end - 1, peaks[label, 1] + max_reach_px), least_x - 1)
+                row[x:least_x] = EXCEEDED
+                row[least_x : most_x + 1] = label
+                row[most_x + 1 : end] = EXCEEDED
+                in_pieces[label] |= is_wide[index] or most_x - least_x < end - 1 - x
+            x = end
     return in_pieces
 
 
@@ -82,21 +91,76 @@ def take_pieces(
     anchors = np.zeros(len(peaks) - 1, np.int32)
     highest = np.full(len(peaks), -1, np.int32)
     for index in range(len(runs)):
-        y = runs[index, 0]
-        for x in range(runs[index, 1], runs[index, 2] + 1):
-            label = labels[y, x]
-            if label in (0, EXCEEDED):
-                continue
-            if label > 0 and in_pieces[label]:
-                labels[y, x] = 0
-                continue
-            if label < 0:
-                label = _unmarked(label)
-                labels[y, x] = label
-            if energy[y, x] > highest[label]:
-                highest[label] = energy[y, x]
-                anchors[label - 1] = y * width + x
+        y, x, last = runs[index]
+        row, levels = labels[y], energy[y]
+        while x <= last:
+            value, end = labels[y, x], x + 1
+            while end <= last and row[end] == value:
+                end += 1
+            if value > 0 and in_pieces[value]:
+                row[x:end] = 0
+            elif value not in (0, EXCEEDED):
+                label = value if value > 0 else _unmarked(value)
+                best = highest[label]
+                for at in range(x, end):
+                    row[at] = label
+                    if levels[at] > best:
+                        best = np.int32(levels[at])
+                        anchors[label - 1] = y * width + at
+                highest[label] = best
+            x = end
     return anchors
+
+
+@njit(cache=True, nogil=True)
+def measure_extents(
+    labels: NDArray[np.int32], runs: NDArray[np.int32], num_labels: int
+) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.bool_], NDArray[np.bool_]]:
+    """By label, from 0: box y0, x0, y1, x1 inclusive; pixels; whether it meets `EXCEEDED`; whether it has holes.
+
+    Cells are 4-connected, and holes are what no 4-connected path leads out of. Take a cell's stretches in rows as knots
+    and their meetings, corner to corner too, as ties: each hole is then one tie more than a tree has.
+    """
+    height, width = labels.shape
+    boxes = np.zeros((num_labels + 1, 4), np.int32)
+    boxes[:, 0] = height
+    boxes[:, 1] = width
+    boxes[:, 2:] = -1
+    num_pixels = np.zeros(num_labels + 1, np.int32)
+    meets_exceeded = np.zeros(num_labels + 1, np.bool_)
+    num_loops = np.ones(num_labels + 1, np.int32)  # ties - knots + 1
+    nothing = np.zeros(width, np.int32)
+    for index in range(len(runs)):
+        y, x, last = runs[index]
+        row = labels[y]
+        above = labels[y - 1] if y > 0 else nothing
+        while x <= last:
+            label, end = row[x], x + 1
+            while end <= last and row[end] == label:
+                end += 1
+            if label == EXCEEDED:
+                if x > 0:
+                    meets_exceeded[max(row[x - 1], 0)] = True
+                if end < width:
+                    meets_exceeded[max(row[end], 0)] = True
+                for at in range(x, end):
+                    meets_exceeded[max(above[at], 0)] = True
+            elif label > 0:
+                boxes[label, 0] = min(boxes[label, 0], y)
+                boxes[label, 1] = min(boxes[label, 1], x)
+                boxes[label, 2] = y
+                boxes[label, 3] = max(boxes[label, 3], end - 1)
+                num_pixels[label] += end - x
+                num_ties = 0
+                before = 0
+                for at in range(max(x - 1, 0), min(end + 1, width)):
+                    num_ties += (above[at] == label) & (before != label)
+                    before = above[at]
+                num_loops[label] += num_ties - 1
+                for at in range(x, end):
+                    meets_exceeded[label] |= above[at] == EXCEEDED
+            x = end
+    return boxes, num_pixels, meets_exceeded, num_loops > 0
 
 
 @njit(cache=True, nogil=True)

@@ -71,7 +71,7 @@ def draw_energy(
     """Energy and foreground (H, W), and raw markers (H + 4, W + 4), all ones in their margin of 2.
 
     Energy is the lesser of both slopes, in levels above `lowest_slope`, 0 in the background, then a mean of 3 x 3 with
-    weights 1 2 1. Markers are foreground whose slopes are both at least `marker_slope`. Both limits are in
+    weights 1 2 1. Markers are foreground whose slopes are both above `marker_slope`. Both limits are in
     1 / SLOPE_ONE a px. Beyond the window maps go on mirrored.
     """
     height, width = background.shape
@@ -85,7 +85,7 @@ def draw_energy(
     slope_x = np.empty(width, np.int32)
     slope_y = np.empty(width, np.int32)
     limit = np.int32(background_limit)
-    lowest, least_marker = np.int32(lowest_slope), np.int32(marker_slope)
+    lowest, marker_limit = np.int32(lowest_slope), np.int32(marker_slope)
     num_rows = 0
     for y in range(height + 1):
         if y < height:
@@ -104,7 +104,7 @@ def draw_energy(
                 least = min(slope_x[x], slope_y[x])
                 above_lowest = np.int32(np.int32(least - lowest) >> _LEVEL_SHIFT)
                 level[x] = np.int32(min(max(above_lowest, np.int32(0)), np.int32(NUM_LEVELS - 1)) * inside)
-                mark[x] = inside & np.int32(least >= least_marker)
+                mark[x] = inside & np.int32(least > marker_limit)
                 fore[x] = inside
         else:
             levels[y % 3] = 0
@@ -125,7 +125,8 @@ def _mirrored(at: int, length: int) -> int:
 @njit(cache=True, nogil=True)
 def _pad_row(row: NDArray[np.int16], padded: NDArray[np.int16]) -> None:
     width = row.size
-    padded[SOBEL_RADIUS_PX : SOBEL_RADIUS_PX + width] = row
+    for x in range(width):  # a loop becomes vectors, an assignment of slices does not
+        padded[SOBEL_RADIUS_PX + x] = row[x]
     for k in range(1, SOBEL_RADIUS_PX + 1):
         padded[SOBEL_RADIUS_PX - k] = row[_mirrored(-k, width)]
         padded[SOBEL_RADIUS_PX + width - 1 + k] = row[_mirrored(width - 1 + k, width)]

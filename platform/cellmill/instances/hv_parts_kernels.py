@@ -20,29 +20,30 @@ def find_runs(mask: NDArray[np.uint8]) -> tuple[NDArray[np.int32], NDArray[np.in
     """Index of each row's first run (H + 1,), and runs (n, 3) as y, first x, last x, of a mask of zeros and ones."""
     height, width = mask.shape
     row_starts = np.zeros(height + 1, np.int32)
+    runs = np.empty((1024 + width, 3), np.int32)
+    count = 0
     for y in range(height):
-        row = mask[y]
-        count = np.int32(row[0]) if width else np.int32(0)
-        for x in range(1, width):
-            count += row[x] & (row[x - 1] ^ 1)
-        row_starts[y + 1] = row_starts[y] + count
-    runs = np.empty((row_starts[height], 3), np.int32)
-    index = 0
-    for y in range(height):
+        if count + width > len(runs):
+            larger = np.empty((2 * len(runs), 3), np.int32)
+            larger[:count] = runs[:count]
+            runs = larger
         row = mask[y]
         x = 0
-        while index < row_starts[y + 1]:
+        while True:
             while x + _STRETCH <= width and not _holds_any(row[x : x + _STRETCH]):
                 x += _STRETCH
-            while row[x] == 0:
+            while x < width and row[x] == 0:
                 x += 1
-            runs[index, 0] = y
-            runs[index, 1] = x
+            if x == width:
+                break
+            runs[count, 0] = y
+            runs[count, 1] = x
             while x < width and row[x]:
                 x += 1
-            runs[index, 2] = x - 1
-            index += 1
-    return row_starts, runs
+            runs[count, 2] = x - 1
+            count += 1
+        row_starts[y + 1] = count
+    return row_starts, runs[:count]
 
 
 @njit(cache=True, nogil=True)

@@ -106,23 +106,27 @@ def judge_masks(
 
 @njit(cache=True, nogil=True)
 def judge_areas(
-    labels: NDArray[np.int32], boxes: NDArray[np.int32], sums: NDArray[np.int64], min_pixels: int, max_pixels: int
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """As `judge_masks`, by area alone."""
+    labels: NDArray[np.int32],
+    boxes: NDArray[np.int32],
+    num_pixels: NDArray[np.int32],
+    holed: NDArray[np.bool_],
+    min_pixels: int,
+    max_pixels: int,
+) -> NDArray[np.bool_]:
+    """By label: whether the cell's area, holes filled, is within bounds. `holed` says which cells have holes."""
     stands = np.zeros(len(boxes), np.bool_)
-    holed = np.zeros(len(boxes), np.bool_)
     for label in range(1, len(boxes)):
-        num_pixels = sums[label, 0]
-        if num_pixels == 0 or num_pixels > max_pixels:
+        num_filled = num_pixels[label]
+        if num_filled == 0 or num_filled > max_pixels:
             continue
-        height, width = boxes[label, 2] - boxes[label, 0] + 1, boxes[label, 3] - boxes[label, 1] + 1
-        size = (height + 2) * (width + 1) + 2
-        mask = np.empty(size, np.float32)
-        if _cut_out(labels, label, boxes[label], mask):
-            holed[label] = True
-            num_pixels += _find_holes(mask, height, width, np.empty(size, np.uint8), np.empty(size, np.int32))
-        stands[label] = min_pixels <= num_pixels <= max_pixels
-    return stands, holed
+        if holed[label]:
+            height, width = boxes[label, 2] - boxes[label, 0] + 1, boxes[label, 3] - boxes[label, 1] + 1
+            size = (height + 2) * (width + 1) + 2
+            mask = np.empty(size, np.float32)
+            _cut_out(labels, label, boxes[label], mask)
+            num_filled += _find_holes(mask, height, width, np.empty(size, np.uint8), np.empty(size, np.int32))
+        stands[label] = min_pixels <= num_filled <= max_pixels
+    return stands
 
 
 @njit(cache=True, nogil=True)
