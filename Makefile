@@ -44,7 +44,7 @@ check: $(STAMP)
 
 .bench/ratiopath/.up-to-date:
 	$(UV) venv --quiet --clear --python 3.11 .bench/ratiopath
-	$(UV) pip install --quiet --python .bench/ratiopath/bin/python ratiopath==1.0.3 ray==2.60.0
+	$(UV) pip install --quiet --python .bench/ratiopath/bin/python ratiopath==1.0.3 ray==2.60.0 openslide-bin==4.0.1.2
 	touch $@
 
 bench: $(STAMP) .bench/tiatoolbox/.up-to-date .bench/ratiopath/.up-to-date
