@@ -29,7 +29,7 @@ def keep_within_reach(
     """
     in_pieces = np.zeros(len(peaks), np.bool_)
     for index in range(len(runs)):
-        y, x, last = runs[index]
+        y, x, last = runs[index, 0], runs[index, 1], runs[index, 2]
         row = labels[y]
         while x <= last:
             label, end = abs(row[x]), x + 1
@@ -91,7 +91,7 @@ def take_pieces(
     anchors = np.zeros(len(peaks) - 1, np.int32)
     highest = np.full(len(peaks), -1, np.int32)
     for index in range(len(runs)):
-        y, x, last = runs[index]
+        y, x, last = runs[index, 0], runs[index, 1], runs[index, 2]
         row, levels = labels[y], energy[y]
         while x <= last:
             value, end = labels[y, x], x + 1
@@ -131,7 +131,7 @@ def measure_extents(
     num_loops = np.ones(num_labels + 1, np.int32)  # ties - knots + 1
     nothing = np.zeros(width, np.int32)
     for index in range(len(runs)):
-        y, x, last = runs[index]
+        y, x, last = runs[index, 0], runs[index, 1], runs[index, 2]
         row = labels[y]
         above = labels[y - 1] if y > 0 else nothing
         while x <= last:
