@@ -100,7 +100,7 @@ def take_pieces(
             if value > 0 and in_pieces[value]:
                 row[x:end] = 0
             elif value not in (0, EXCEEDED):
-                label = value if value > 0 else _unmarked(value)
+                label = value if value > 0 else _unmarked(int(value))
                 best = highest[label]
                 for at in range(x, end):
                     row[at] = label
