@@ -140,7 +140,9 @@ class CalibrationWorker:
     def __init__(self, context: RunContext, model: Callable[[], CohortModel]) -> None:
         self._began = time.perf_counter()
         pin_threads(context.threads_per_worker)
-        self._folder = tempfile.TemporaryDirectory(prefix="cellmill-estimate-")
+        # In the driver's temporary folder where that is on this machine: it goes even if this process is killed.
+        parent = context.store.url if Path(context.store.url).is_dir() else None
+        self._folder = tempfile.TemporaryDirectory(prefix="cellmill-estimate-", dir=parent)
         self._context = _context_of_pieces(context, Path(self._folder.name) / "measured")
         self._slides: OrderedDict[str, IsolatedSlide] = OrderedDict()
         self._source = model().open(
