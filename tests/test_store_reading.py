@@ -112,6 +112,15 @@ def test_dictionaries_are_marked_as_polars_marks_its_own(table_path: Path, tmp_p
     assert pl.read_parquet(table_path).schema["cell_type"] == pl.Categorical
 
 
+def test_slides_asked_for_by_name_are_the_only_files_opened(url: str) -> None:
+    query = cellmill.open_cells(url, slide_ids=["TCGA-1", "blank"])
+    assert query.collect()["slide_id"].unique().to_list() == ["TCGA-1"]
+    assert "0012" not in query.explain()
+    assert cellmill.open_cells(url, slide_ids=["blank"]).collect().height == 0
+    with pytest.raises(FileNotFoundError, match=r"broken .* is failed: Truncated"):
+        cellmill.open_cells(url, slide_ids=["0012", "broken"])
+
+
 def test_counts_join_with_the_slides_table(url: str) -> None:
     slides = pl.DataFrame({"slide_id": ["0012", "TCGA-1"], "mm2": [1.0, 2.0]})
     counts = cellmill.open_cells(url).group_by("slide_id").len("cells").collect(engine="streaming")

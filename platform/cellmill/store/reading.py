@@ -4,7 +4,7 @@ In: the URL of a cell set. Out: cells of the slides whose status says `done`, an
 """
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from cellmill.store.layout import cells_key
 from cellmill.store.objects import ObjectStore
 from cellmill.store.statuses import read_status, read_statuses, statuses_table
 from cellmill_schemas.cells import cell_schema
+from cellmill_schemas.slides import SlideStatus
 
 if TYPE_CHECKING:
     import geopandas as gpd
@@ -27,7 +28,7 @@ SLIDE_COLUMNS = ("mpp_x", "mpp_y", "target_mpp", "slide_mm2", "analysed_mm2", "o
 _SCANNED_BY_POLARS = ("s3://", "s3a://", "gs://", "gcs://", "az://", "abfs://", "abfss://", "http://", "https://")
 
 
-def open_cells(url: str | Path) -> pl.LazyFrame:
+def open_cells(url: str | Path, *, slide_ids: Iterable[str] | None = None) -> pl.LazyFrame:
     """All cells of a cell set, with the columns `SLIDE_COLUMNS` of their slides.
 
     Nothing is read before `collect`, and then only the columns and row groups the query needs. `slide_id` and
@@ -37,13 +38,15 @@ def open_cells(url: str | Path) -> pl.LazyFrame:
     Args:
         url: what was given as --out: a folder or any URL fsspec knows. Credentials and endpoint are taken from where
             fsspec takes them.
+        slide_ids: only these slides, of which only the files are opened. A filter on `slide_id` finds the same cells
+            but looks into every slide: polars skips row groups by the range of a number, not of a category.
 
     Raises:
-        FileNotFoundError: when there is no cell set.
+        FileNotFoundError: when there is no cell set, or when a slide asked for is not done.
     """
     store = ObjectStore(url)
     identity = read_identity(store)
-    done = [status for status in read_statuses(store) if status.outcome == "done"]
+    done = [status for status in _finished(store, slide_ids) if status.outcome == "done"]
     slides = pl.DataFrame(statuses_table(done))
     if done:
         cells = _scan(store, [cells_key(status.slide_id) for status in done])
@@ -67,12 +70,23 @@ def read_cells_geodataframe(url: str | Path, slide_id: str) -> "gpd.GeoDataFrame
     import geopandas as gpd
 
     store = ObjectStore(url)
+    _finished_slide(store, slide_id)
+    table = io.BytesIO(store.get(cells_key(slide_id)))
+    return gpd.read_parquet(table)  # pyright: ignore[reportArgumentType] - takes any file, its stub says path
+
+
+def _finished(store: ObjectStore, slide_ids: Iterable[str] | None) -> list[SlideStatus]:
+    if slide_ids is None:
+        return read_statuses(store)
+    return [_finished_slide(store, slide_id) for slide_id in sorted(set(slide_ids))]
+
+
+def _finished_slide(store: ObjectStore, slide_id: str) -> SlideStatus:
     status = read_status(store, slide_id)
     if status is None or status.outcome not in ("done", "done_empty"):
         stands = "has no status" if status is None else f"is {status.outcome}: {' '.join(status.reasons)}"
         raise FileNotFoundError(f"Slide {slide_id} of {store.url} {stands}; only done slides have cells.")
-    table = io.BytesIO(store.get(cells_key(slide_id)))
-    return gpd.read_parquet(table)  # pyright: ignore[reportArgumentType] - takes any file, its stub says path
+    return status
 
 
 def _scan(store: ObjectStore, keys: list[str]) -> pl.LazyFrame:
