@@ -13,14 +13,15 @@ from cellmill.instances.maps import FLOW_SCALE, PROB_SCALE, DenseMaps
 from cellmill.instances.testing import MapNoise, crowded_nuclei, draw_maps
 from cellmill.metrics.panoptic import match_instances
 
-SIDE_PX, NUM_NUCLEI, MPP = 2048, 1900, 0.5
+SIDE_PX, NUM_NUCLEI, NUM_CLASSES, MPP = 2048, 1900, 7, 0.5
 CELLPOSE = {"niter": 200, "flow_threshold": 0.4, "min_size": 15}
 """min_size in pixels; `min_area_um2` below is the same."""
 
 
 def measure() -> list[Row]:
     torch.set_num_threads(1)
-    maps = draw_maps(crowded_nuclei(SIDE_PX, SIDE_PX, num_nuclei=NUM_NUCLEI, seed=1), seed=2, noise=MapNoise())
+    nuclei = crowded_nuclei(SIDE_PX, SIDE_PX, num_nuclei=NUM_NUCLEI, seed=1)
+    maps = draw_maps(nuclei, num_classes=NUM_CLASSES, seed=2, noise=MapNoise())
     decoder = FlowDecoder(FlowDecoderConfig(mpp=MPP, min_area_um2=CELLPOSE["min_size"] * MPP**2))
     ours, theirs, ratio = compare(
         lambda: timed(partial(decoder.decode, maps)), lambda: timed(partial(cellpose_masks, maps))
@@ -57,8 +58,8 @@ def cellpose_masks(maps: DenseMaps) -> npt.NDArray[np.int32]:
 
 def agreement(ours: npt.NDArray[np.int32], theirs: npt.NDArray[np.int32]) -> float:
     """Share of Cellpose's cells that have one of ours at IoU 0.95 or more."""
-    matches = match_instances(ours, theirs, iou_threshold=0.95)
-    return len(matches) / max(1, len(np.unique(theirs)) - 1)
+    match = match_instances(theirs, ours, min_iou=0.95)
+    return len(match.reference) / max(1, len(np.unique(theirs)) - 1)
 
 
 def _framed(maps: DenseMaps) -> DenseMaps:

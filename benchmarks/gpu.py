@@ -36,7 +36,7 @@ from cellmill.instances.maps import DenseMaps, quantise_flow, quantise_prob  # n
 from cellmill.instances.targets import masks_to_flows  # noqa: E402
 from cellmill.models.backends.torch_cuda import TorchCudaBackend  # noqa: E402
 from cellmill.models.config import ModelConfig, builtin_config  # noqa: E402
-from cellmill.models.loading import LoadedModel  # noqa: E402
+from cellmill.models.loading import LoadedModel, weights_of  # noqa: E402
 from cellmill.models.networks import build_model, count_parameters  # noqa: E402
 
 NUCLEI_PER_PX = 1900 / 2048**2
@@ -121,7 +121,7 @@ def measure_model(config: ModelConfig, sizes: Sizes, device: str) -> dict[str, A
 
 def random_model(config: ModelConfig) -> LoadedModel:
     torch.manual_seed(0)
-    return LoadedModel(config, build_model(config).state_dict(), digest="", card="", source="random weights")
+    return LoadedModel(config, weights_of(build_model(config)), digest="", card="", source="random weights")
 
 
 def random_batches(config: ModelConfig, sizes: Sizes) -> list[npt.NDArray[np.uint8]]:

@@ -15,7 +15,7 @@ from cellmill.models.backends.reference import ReferenceBackend
 from cellmill.models.backends.torch_cuda import TorchCudaBackend
 from cellmill.models.config import builtin_config
 from cellmill.models.inference import PROB_TOLERANCE, Segmenter, TileMaps, choose_device, prepared
-from cellmill.models.loading import LoadedModel, load_model
+from cellmill.models.loading import LoadedModel, load_model, weights_of
 from cellmill.models.networks import build_model
 from cellmill.synthetic.tissue import render_region
 
@@ -137,7 +137,7 @@ def test_a_graph_converted_once_gives_the_bytes_of_one_converted_here(tiles: npt
     config = replace(builtin_config("student"), encoder="mobilenetv3_small_100", decoder_channels=(8, 8, 8, 8, 8))
     config = replace(config, tile_px=128, margin_px=16)
     torch.manual_seed(5)
-    model = LoadedModel(config, build_model(config).state_dict(), digest="", card="", source="")
+    model = LoadedModel(config, weights_of(build_model(config)), digest="", card="", source="")
     ready = pickle.loads(pickle.dumps(prepared(model, device="cpu", batch_size=1)))  # noqa: S301 - our own bytes
     assert ready.converted is not None
     cut = np.ascontiguousarray(tiles[:2, :128, :128])

@@ -12,7 +12,7 @@ from cellmill.models.backends.reference import ReferenceBackend
 from cellmill.models.config import builtin_config
 from cellmill.models.lite_cpu import weights
 from cellmill.models.lite_cpu.convolution_kernels import convolve_3x3, convolve_3x3_stride2, pointwise
-from cellmill.models.loading import LoadedModel, load_model
+from cellmill.models.loading import LoadedModel, load_model, weights_of
 from cellmill.models.networks import build_model
 from cellmill_schemas.ontology import get_ontology
 
@@ -27,7 +27,7 @@ def _model(*, tile_px: int, margin_px: int, **changes: object) -> LoadedModel:
     with torch.inference_mode():
         for _ in range(3):
             network(torch.rand(2, 3, 64, 64) * 255)
-    return LoadedModel(config, network.eval().state_dict(), digest="", card="", source="")
+    return LoadedModel(config, weights_of(network.eval()), digest="", card="", source="")
 
 
 def _pixels(tile_px: int, *, number: int = 2) -> npt.NDArray[np.uint8]:
@@ -85,9 +85,9 @@ def test_the_margin_left_out_is_not_needed() -> None:
 
 def test_flows_beyond_the_scale_stop_at_its_end() -> None:
     model = _model(tile_px=64, margin_px=8)
-    state = dict(model.state_dict)
+    state = dict(model.weights)
     state["head.weight"] = state["head.weight"] * 1e4
-    maps = CompiledLiteBackend(replace(model, state_dict=state), num_threads=1).run(_pixels(64))
+    maps = CompiledLiteBackend(replace(model, weights=state), num_threads=1).run(_pixels(64))
     assert maps.flow.min() == -32767
     assert maps.flow.max() == 32767
     assert np.isin(maps.prob, (0, 255)).mean() > 0.9

@@ -209,7 +209,7 @@ def _taught(
     teacher = load_model(settings.teacher)
     labelled = pseudo_labelled_samples(teacher.build(), data.unlabelled, config=PseudoLabelConfig())
     same = teacher.config.architecture == settings.architecture
-    return replace(data, samples=(*data.samples, *labelled)), dict(teacher.state_dict) if same else None
+    return replace(data, samples=(*data.samples, *labelled)), teacher.state_dict() if same else None
 
 
 def _take_last_checkpoint(place: RunPlace) -> None:

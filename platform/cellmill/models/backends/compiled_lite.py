@@ -17,7 +17,7 @@ class CompiledLiteBackend(Backend):
     """A `lite` network laid out for one tile size. Its bytes depend on neither batch nor threads."""
 
     def __init__(self, model: LoadedModel, *, num_threads: int) -> None:
-        tensors = {name: value.numpy().astype(np.float64) for name, value in model.state_dict.items()}
+        tensors = {name: value.astype(np.float64) for name, value in model.weights.items()}
         self._config = model.config
         self._network = CompiledLite(model.config, tensors, num_threads=num_threads)
 

@@ -10,10 +10,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import openvino as ov
-import torch
 
 from cellmill.models.backends.contract import Backend, TileMaps
-from cellmill.models.backends.quantising import QuantisingNetwork
 from cellmill.models.loading import ConvertedGraph, LoadedModel
 
 __all__ = ["OpenVinoBackend", "convert"]
@@ -21,6 +19,11 @@ __all__ = ["OpenVinoBackend", "convert"]
 
 def convert(model: LoadedModel, *, batch_size: int) -> ConvertedGraph:
     """OpenVINO's graph of the quantising network for one batch shape."""
+    # Only here, so that a worker that is handed the graph does without torch.
+    import torch
+
+    from cellmill.models.backends.quantising import QuantisingNetwork
+
     tile_px = model.config.tile_px
     example = torch.zeros((batch_size, tile_px, tile_px, 3), dtype=torch.uint8)
     graph = ov.convert_model(torch.export.export(QuantisingNetwork(model), (example,)))
@@ -34,7 +37,6 @@ class OpenVinoBackend(Backend):
     """A network compiled by OpenVINO for this machine; converted first unless the model brings its graph."""
 
     def __init__(self, model: LoadedModel, *, batch_size: int, num_threads: int) -> None:
-        torch.set_num_threads(num_threads)
         graph = model.converted
         if graph is None or (graph.tile_px, graph.batch_size) != (model.config.tile_px, batch_size):
             graph = convert(model, batch_size=batch_size)
