@@ -41,8 +41,8 @@ RATES = Rates(
     cells_per_mm2=5000.0,
     table_bytes_per_cell=100.0,
     mask_bytes_per_cell=50.0,
-    worker_bytes=1e9,
-    bytes_per_window_px=27.0,
+    peak_bytes=1e9,
+    peak_window_px=400_000,
 )
 WORK = Workload(
     num_slides=10,
@@ -54,7 +54,7 @@ WORK = Workload(
     window_mm2=120.0,
     num_strips=20,
 )
-WORKERS = Workers(num_workers=2, num_cpus=2.0, num_readers=1, num_finishers=0, uses_gpu=False, field_px=1000)
+WORKERS = Workers(num_workers=2, num_cpus=2.0, num_readers=1, num_finishers=0, uses_gpu=False, window_px=1000)
 
 
 def test_cpu_hours_are_the_sum_of_what_each_step_takes() -> None:
@@ -64,19 +64,19 @@ def test_cpu_hours_are_the_sum_of_what_each_step_takes() -> None:
     assert cost.cpu_hours * 3600 == pytest.approx(sum(steps.values()))
     assert cost.num_cells == 500_000
     assert (cost.table_gb, cost.mask_gb, cost.output_gb) == pytest.approx((0.05, 0.025, 0.075))
-    assert cost.memory_gb_per_worker == pytest.approx(1.0 + 1000**2 * 30e-9)
+    assert cost.memory_gb_per_worker == pytest.approx(1.0 + 600_000 * 30e-9)
 
 
 def test_wall_time_is_bound_by_the_cpus_or_by_the_workers() -> None:
     around = 5 + 15 + 1 + 25 / 10
     by_cpus = estimate_cost(WORK, RATES, WORKERS).wall_hours * 3600
     assert by_cpus == pytest.approx(around + (20 + 180 + 800 + 120 + 25) / 2)
-    many = Workers(num_workers=2, num_cpus=64.0, num_readers=1, num_finishers=0, uses_gpu=False, field_px=1000)
+    many = Workers(num_workers=2, num_cpus=64.0, num_readers=1, num_finishers=0, uses_gpu=False, window_px=1000)
     assert estimate_cost(WORK, RATES, many).wall_hours * 3600 == pytest.approx(around + (800 + 120) / 2)
 
 
 def test_a_gpu_waits_for_whatever_beside_it_is_slowest() -> None:
-    gpu = Workers(num_workers=1, num_cpus=64.0, num_readers=8, num_finishers=4, uses_gpu=True, field_px=1000)
+    gpu = Workers(num_workers=1, num_cpus=64.0, num_readers=8, num_finishers=4, uses_gpu=True, window_px=1000)
     cost = estimate_cost(WORK, RATES, gpu)
     assert cost.gpu_hours * 3600 == pytest.approx(800)
     assert cost.wall_hours * 3600 == pytest.approx(5 + 15 + 1 + 2.5 + 800)
@@ -86,14 +86,14 @@ def test_a_gpu_waits_for_whatever_beside_it_is_slowest() -> None:
 
 def test_the_last_strip_done_alone_lengthens_the_wall_time() -> None:
     assert makespan([3, 3, 4], num_workers=2) == 7
-    many = Workers(num_workers=2, num_cpus=64.0, num_readers=1, num_finishers=0, uses_gpu=False, field_px=1000)
+    many = Workers(num_workers=2, num_cpus=64.0, num_readers=1, num_finishers=0, uses_gpu=False, window_px=1000)
     even = estimate_cost(WORK, RATES, many, strips=[800, 800]).wall_hours
     uneven = estimate_cost(WORK, RATES, many, strips=[400, 400, 800]).wall_hours
     assert (uneven - even) * 3600 == pytest.approx((800 + 120) * (1200 / 1600 - 1 / 2))
 
 
 def test_more_workers_cost_the_same_cpu_but_for_their_start() -> None:
-    more = Workers(num_workers=64, num_cpus=64.0, num_readers=1, num_finishers=0, uses_gpu=False, field_px=1000)
+    more = Workers(num_workers=64, num_cpus=64.0, num_readers=1, num_finishers=0, uses_gpu=False, window_px=1000)
     few, many = estimate_cost(WORK, RATES, WORKERS), estimate_cost(WORK, RATES, more)
     assert (many.cpu_hours - few.cpu_hours) * 3600 == pytest.approx(62 * 20)
     assert many.wall_hours < few.wall_hours / 5
@@ -157,7 +157,7 @@ def measured(cells: Sequence[int]) -> Measured:
 
 def test_rates_divide_what_was_measured(tmp_path: Path) -> None:
     survey, _ = survey_of(tmp_path)
-    starts = [WorkerStart(Spent(12.0, 8.0), 100_000_000)] * 2
+    starts = [WorkerStart(Spent(12.0, 8.0))] * 2
     rates = rates_of([survey], measured([300, 500]), starts, run=Spent(3.0, 1.0))
     assert rates.predict_tile.cpu_seconds == pytest.approx(0.2)
     assert rates.finish_mm2.cpu_seconds == pytest.approx(0.5)
@@ -165,7 +165,7 @@ def test_rates_divide_what_was_measured(tmp_path: Path) -> None:
     assert rates.cells_per_mm2 == pytest.approx(800)
     assert (rates.table_bytes_per_cell, rates.mask_bytes_per_cell) == pytest.approx((100, 50))
     assert rates.start_worker.cpu_seconds == pytest.approx(12 - (9 + 1))  # less one piece: 18 / 2, and its opening
-    assert rates.bytes_per_window_px == pytest.approx(50)
+    assert (rates.peak_bytes, rates.peak_window_px) == (150_000_000, 1_000_000)
 
 
 def test_what_was_not_looked_at_widens_the_error(tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ from itertools import accumulate, islice
 from pathlib import Path
 
 import numpy as np
-import psutil
 
 from cellmill.cohort.context import RunContext
 from cellmill.cohort.fetch import local_copy
@@ -111,8 +110,6 @@ class WorkerStart:
 
     spent: Spent
     """Since its process began, with the piece."""
-    held_bytes: int
-    """Memory between pieces."""
 
 
 def choose_pieces(surveys: Sequence[SlideSurvey], context: RunContext, *, at_most: int) -> list[Piece]:
@@ -156,8 +153,7 @@ class CalibrationWorker:
         self.measure([piece], seconds=0.0)
         self._context = context
         self._close_slides(keep=0)
-        held_bytes = psutil.Process().memory_info().rss
-        return WorkerStart(Spent(cpu_seconds(), time.perf_counter() - self._began), held_bytes)
+        return WorkerStart(Spent(cpu_seconds(), time.perf_counter() - self._began))
 
     def measure(self, pieces: Sequence[Piece], *, seconds: float) -> Measured:
         """Do pieces for about `seconds`, at least one; then commit them."""

@@ -16,6 +16,9 @@ from cellmill.cohort.spending import Spent
 __all__ = ["Estimate", "Rates", "Workers", "Workload", "estimate_cost", "makespan"]
 
 _SECONDS_PER_HOUR = 3600.0
+_FIELD_BYTES_PER_PX = 30
+"""What a larger window adds to memory, measured on fields of 2048 to 8192 px: see `SegmentCohortConfig.field_px`. It is
+not taken from the calibration, whose pieces are too small to tell it from what libraries hold anyway."""
 
 
 @dataclass(frozen=True)
@@ -65,10 +68,10 @@ class Rates:
     cells_per_mm2: float
     table_bytes_per_cell: float
     mask_bytes_per_cell: float
-    worker_bytes: float
-    """Memory of a worker between fields."""
-    bytes_per_window_px: float
-    """Memory that a field and the slide's reader add, for each px of the field's window."""
+    peak_bytes: float
+    """Memory of a worker with its slide reader, at its highest."""
+    peak_window_px: float
+    """Px of the window that this was seen with."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ class Workers:
     num_finishers: int
     """Threads of a worker that finish fields beside the network; 0: it does so itself, in turn."""
     uses_gpu: bool
-    field_px: int
+    window_px: int
     """Side of a field's window, core and halo."""
 
 
@@ -135,7 +138,7 @@ def estimate_cost(work: Workload, rates: Rates, workers: Workers, *, strips: Seq
     }
     cpu_seconds = {name: spent.cpu_seconds for name, spent in steps.items()}
     cells = rates.cells_per_mm2 * work.analysed_mm2
-    field_bytes = workers.field_px**2 * (rates.bytes_per_window_px + 3 * workers.num_readers)  # RGB read ahead
+    more_bytes = _FIELD_BYTES_PER_PX * max(0.0, workers.window_px**2 - rates.peak_window_px)
     return Estimate(
         num_slides=work.num_slides,
         slide_mm2=work.slide_mm2,
@@ -151,7 +154,7 @@ def estimate_cost(work: Workload, rates: Rates, workers: Workers, *, strips: Seq
         num_workers=workers.num_workers,
         table_gb=rates.table_bytes_per_cell * cells * 1e-9,
         mask_gb=rates.mask_bytes_per_cell * cells * 1e-9,
-        memory_gb_per_worker=(rates.worker_bytes + field_bytes) * 1e-9,
+        memory_gb_per_worker=(rates.peak_bytes + more_bytes) * 1e-9,
     )
 
 

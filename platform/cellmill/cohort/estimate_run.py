@@ -219,7 +219,7 @@ class _Cluster:
             num_readers=sizes.num_readers,
             num_finishers=sizes.num_finishers,
             uses_gpu=self.device == "cuda",
-            field_px=self._context.field_px + 2 * self._context.decoder.halo_px,
+            window_px=self._context.field_px + 2 * self._context.decoder.halo_px,
         )
 
 

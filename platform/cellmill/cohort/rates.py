@@ -46,7 +46,6 @@ def rates_of(surveys: Sequence[SlideSurvey], measured: Measured, starts: Sequenc
     num_cells = sum(piece.num_cells for piece in measured.pieces)
     of_piece = measured.spent.without(measured.open).times(1 / len(measured.pieces)).plus(opening)
     start = Spent.sum(start.spent for start in starts).times(1 / len(starts)).without(of_piece)
-    held_bytes = max(start.held_bytes for start in starts)
     return Rates(
         plan_slide=Spent.sum(survey.spent for survey in surveys).times(1 / len(surveys)),
         open_strip=opening,
@@ -59,8 +58,8 @@ def rates_of(surveys: Sequence[SlideSurvey], measured: Measured, starts: Sequenc
         cells_per_mm2=num_cells / mm2,
         table_bytes_per_cell=measured.table_bytes / max(1, num_cells),
         mask_bytes_per_cell=measured.mask_bytes / max(1, num_cells),
-        worker_bytes=held_bytes,
-        bytes_per_window_px=max(0, measured.peak_bytes - held_bytes) / measured.window_px,
+        peak_bytes=measured.peak_bytes,
+        peak_window_px=measured.window_px,
     )
 
 
