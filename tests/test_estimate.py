@@ -26,8 +26,8 @@ from cellmill.cohort.sources import NetworkModel
 from cellmill.cohort.spending import Spent, cpu_seconds
 from cellmill.cohort.survey import SlideSurvey, choose_slides, survey_slide
 
-RAYS_OWN = ("ignore:.*is deprecated:DeprecationWarning",)
-"""Ray Data warns of its own settings when its context is made."""
+# Ray warns about its own settings and leaves its own processes to be collected.
+RAYS_OWN = ("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 
 RATES = Rates(
     plan_slide=Spent(2.0, 1.0),
