@@ -98,6 +98,9 @@ class OracleModel:
     geometry: TileGeometry = GEOMETRY
     target_mpp: float = 0.5
 
+    def backend(self, device: str) -> str:
+        return "oracle"
+
     def prepared(self, *, device: str, batch_size: int) -> "OracleModel":
         return self
 

@@ -50,6 +50,7 @@ class RunContext:
     batch_size: int
     threads_per_worker: int
     device: "DeviceKind"
+    backend: str
     tissue: Literal["auto", "none"] | Path
     reader: str
     reader_timeout_seconds: float
@@ -68,8 +69,8 @@ class RunContext:
 
     @property
     def device_kind(self) -> str:
-        """The kind of device with the batch shape: each may change a prediction's last bits."""
-        return f"{self.device}, batches of {self.batch_size}, threads {self.threads_per_worker}"
+        """The kind of device with all else that may change a prediction's last bits."""
+        return f"{self.device} ({self.backend}), batches of {self.batch_size}, threads {self.threads_per_worker}"
 
     def work(self, facts: SlideFacts) -> SlideWork:
         """A slide under way."""
@@ -123,6 +124,7 @@ def make_context(
         batch_size=config.batch_size or DEFAULT_BATCH_SIZES[device],
         threads_per_worker=config.threads_per_worker,
         device=device,
+        backend=model.backend(device),
         tissue=tissue,  # type: ignore[arg-type]
         reader=config.reader,
         reader_timeout_seconds=config.reader_timeout_seconds,

@@ -68,6 +68,10 @@ class CohortModel(Protocol):
         """The scale it was trained at, um/px."""
         ...
 
+    def backend(self, device: "DeviceKind") -> str:
+        """What will run it there: part of what fixes results to the last digit."""
+        ...
+
     def prepared(self, *, device: "DeviceKind", batch_size: int) -> "CohortModel":
         """The model with all that can be done once, before it travels to the workers."""
         ...
@@ -107,6 +111,12 @@ class NetworkModel:
     def target_mpp(self) -> float:
         """The scale it was trained at, um/px."""
         return self.loaded.config.target_mpp
+
+    def backend(self, device: "DeviceKind") -> str:
+        """As `cellmill.models.inference` names it."""
+        from cellmill.models.inference import backend_name
+
+        return backend_name(self.loaded.config, device=device)
 
     def prepared(self, *, device: "DeviceKind", batch_size: int) -> "NetworkModel":
         """With the backend's own form of the graph, where making that takes long."""

@@ -15,9 +15,10 @@ import numpy.typing as npt
 
 from cellmill.grid import TileGeometry
 from cellmill.models.backends.contract import Backend, TileMaps
+from cellmill.models.config import ModelConfig
 from cellmill.models.loading import LoadedModel
 
-__all__ = ["PROB_TOLERANCE", "DeviceKind", "Segmenter", "TileMaps", "choose_device", "prepared"]
+__all__ = ["PROB_TOLERANCE", "DeviceKind", "Segmenter", "TileMaps", "backend_name", "choose_device", "prepared"]
 
 DeviceKind = Literal["cpu", "cuda"]
 
@@ -43,12 +44,19 @@ def choose_device(device: Literal["auto", "cpu", "cuda"]) -> DeviceKind:
     return "cpu"
 
 
+def backend_name(config: ModelConfig, *, device: DeviceKind) -> str:
+    """What will run the network; between two names a prediction's last bits may differ."""
+    if device == "cuda":
+        return "torch"
+    return "compiled" if config.architecture == "lite" else "openvino"
+
+
 def prepared(model: LoadedModel, *, device: DeviceKind, batch_size: int) -> LoadedModel:
     """`model` with what takes long to make of it, so that a driver does it once and not each worker.
 
     That is OpenVINO's graph, where OpenVINO will run the network; otherwise nothing is needed.
     """
-    if device == "cuda" or model.config.architecture == "lite":
+    if backend_name(model.config, device=device) != "openvino":
         return model
     from cellmill.models.backends.openvino import convert
 
@@ -129,11 +137,12 @@ def _open_backend(
         from cellmill.models.backends.reference import ReferenceBackend
 
         return ReferenceBackend(model, num_threads=num_threads)
-    if device == "cuda":
+    name = backend_name(model.config, device=device)
+    if name == "torch":
         from cellmill.models.backends.torch_cuda import TorchCudaBackend
 
         return TorchCudaBackend(model, batch_size=batch_size, num_threads=num_threads)
-    if model.config.architecture == "lite":
+    if name == "compiled":
         from cellmill.models.backends.compiled_lite import CompiledLiteBackend
 
         return CompiledLiteBackend(model, num_threads=num_threads)
