@@ -214,7 +214,7 @@ class MaskWriter:
     def _note(self, chunk: MaskChunk) -> None:
         """Digest of a level-0 chunk, and its ids along field borders."""
         place = (chunk.row, chunk.column)
-        self.findings.digests[place] = hashlib.sha256(np.ascontiguousarray(chunk.pixels)).digest()
+        self.findings.digests[place] = hashlib.sha256(np.ascontiguousarray(chunk.pixels).data).digest()
         lines = _border_lines(chunk, field_px=self._field_px)
         if lines:
             ids = np.unique(np.concatenate(lines)).astype(np.uint64)
