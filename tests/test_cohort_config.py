@@ -50,7 +50,7 @@ def test_help_tells_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
         parse("--help")
     said = " ".join(capsys.readouterr().out.split())
     assert ended.value.code == 0
-    for words in ("--slides", "um/px", "Default: 4096", "Default: lite", "seconds", "--pseudonymize"):
+    for words in ("--slides", "um/px", "Default: 2048", "Default: lite", "seconds", "--pseudonymize"):
         assert words in said
 
 

@@ -122,18 +122,30 @@ def test_a_strip_sees_each_tile_once_and_finds_what_fields_find_alone(plan: Slid
         assert not memory.maps(len(strip.fields) - 1)
 
 
-def test_strips_share_the_work_evenly_and_stay_together() -> None:
-    grid = SlideGrid(width_px=2560, height_px=2560, scale_x=1, scale_y=1, target_mpp=0.5)
+def all_tissue(side_px: int, field_px: int) -> SlidePlan:
+    grid = SlideGrid(width_px=side_px, height_px=side_px, scale_x=1, scale_y=1, target_mpp=0.5)
+    facts = SlideFacts("s", grid, 0.5, 0.5, side_px, side_px, "f")
     tiles = TileGrid.of_slide(grid, GEOMETRY)
-    facts = SlideFacts("s", grid, 0.5, 0.5, 2560, 2560, "f")
-    plan = plan_fields(facts, tiles, geometry=GEOMETRY, field_px=256, halo_px=40)
-    strips = cut_into_strips(plan, plan.fields, num_strips=2)
-    assert sorted(len(strip.fields) for strip in strips) in ([33, 33, 34], [32, 34, 34])
-    half = replace(plan, tiles=TileGrid(tiles.tiles, tiles.verdicts.copy()))
+    return plan_fields(facts, tiles, geometry=GEOMETRY, field_px=field_px, halo_px=40)
+
+
+def test_strips_share_the_work_evenly() -> None:
+    plan = all_tissue(2560, 256)
+    assert [len(strip.fields) for strip in cut_into_strips(plan, plan.fields, num_strips=2)] == [50, 50]
+    half = replace(plan, tiles=TileGrid(plan.tiles.tiles, plan.tiles.verdicts.copy()))
     half.tiles.verdicts[:, half.tiles.tiles.width // 2 :] = Verdict.BACKGROUND
     first, second = cut_into_strips(half, [f for f in half.fields if f.row < 4], num_strips=2)
     work = [sum(f.column < 5 for f in strip.fields) for strip in (first, second)]
     assert abs(work[0] - work[1]) <= 4
+
+
+def test_a_large_slide_is_cut_even_for_one_worker() -> None:
+    plan = all_tissue(40960, 4096)
+    strips = cut_into_strips(plan, plan.fields, num_strips=1)
+    assert len(strips) == 4
+    for strip in strips:
+        across = {field.column for field in strip.fields}
+        assert max(across) - min(across) <= 5  # two bands of three fields at most
 
 
 @pytest.mark.parametrize(

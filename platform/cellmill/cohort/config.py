@@ -10,7 +10,7 @@ from cellmill.slides.scale import MAX_MPP, MIN_MPP, is_usable_mpp
 
 __all__ = ["DEFAULT_FIELD_PX", "SHARD_PX", "SegmentCohortConfig"]
 
-DEFAULT_FIELD_PX = 4096
+DEFAULT_FIELD_PX = 2048
 SHARD_PX = 256
 """Side of the smallest mask shard: a field core is a whole number of them."""
 
@@ -45,9 +45,9 @@ class SegmentCohortConfig:
     """Where the network runs: auto takes CUDA where there is one. One slide is done by one kind of device."""
 
     field_px: int = DEFAULT_FIELD_PX
-    """Side of a field, the unit of work and retry, in px of the model grid; a multiple of 256. Larger is
-    faster, since less is done twice along borders (8192 saves a fifth), and takes more memory: about 30 bytes per px of
-    its area, 0.5 GB at 4096, for each worker. Does not change results."""
+    """Side of a field, the unit of work and retry, in px of the model grid; a multiple of 256. Larger
+    decodes less twice along borders (4096 saves a few per cent of the time) and takes more memory, about 40 bytes per
+    px of its area for each worker. Does not change results."""
 
     batch_size: int = 0
     """Tiles per forward pass. Default (0): 1 on a CPU, where larger ones are slower, 16 with CUDA. Part of what fixes

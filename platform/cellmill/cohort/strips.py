@@ -1,7 +1,7 @@
 """Strips: neighbouring fields that one worker does one after another, so that tiles they share are predicted once.
 
-Two neighbouring fields look at the same tiles along their border: with fields of 4096 px and tiles of 512 px, fields
-done apart would predict 1.56 times the tiles there are. A worker that goes from field to field keeps what the next
+Two neighbouring fields look at the same tiles along their border: with fields of 2048 px and tiles of 512 px, fields
+done apart would predict 2.25 times the tiles there are. A worker that goes from field to field keeps what the next
 ones will look at. Which fields make a strip changes no result, since a tile's maps depend on its pixels alone.
 
 In: the fields of a slide that are to do. Out: `StripTask`s, the messages that workers take.
@@ -19,10 +19,10 @@ from cellmill.store.work import SlideFacts
 
 __all__ = ["StripTask", "cut_into_strips", "strips_per_slide"]
 
-_MAX_BAND_FIELDS = 6
-"""Fields across: what is kept between two rows of fields grows with it, about 25 MB a field of 4096 px."""
-_MAX_STRIP_FIELDS = 48
-"""Fields of a strip at most, so that large slides spread over the cluster."""
+_MAX_BAND_PX = 12288
+"""Width of a band of fields: what is kept between two rows of fields grows with it, about 10 MB each 1000 px."""
+_MAX_STRIP_PX = 1 << 29
+"""Area of a strip's fields at most (134 mm2 at 0.5 um/px), so that large slides spread over the cluster."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,9 @@ def cut_into_strips(plan: SlidePlan, fields: Sequence[FieldSpec], *, num_strips:
         return []
     ordered = _by_bands(fields)
     weights = [_num_analysed(plan, field) for field in ordered]
-    num_strips = min(len(ordered), max(num_strips, math.ceil(len(ordered) / _MAX_STRIP_FIELDS)))
+    num_strips = min(
+        len(ordered), max(num_strips, math.ceil(sum(field.core.area for field in ordered) / _MAX_STRIP_PX))
+    )
     strips: list[StripTask] = []
     start, done, total = 0, 0.0, float(sum(weights))
     for number in range(1, num_strips + 1):
@@ -102,7 +104,8 @@ def _by_bands(fields: Sequence[FieldSpec]) -> list[FieldSpec]:
     rows = 1 + max(field.row for field in fields) - min(field.row for field in fields)
     across, along = ("column", "row") if columns <= rows else ("row", "column")
     num_across = min(columns, rows)
-    width = math.ceil(num_across / math.ceil(num_across / _MAX_BAND_FIELDS))
+    at_most = max(1, _MAX_BAND_PX // fields[0].core.width)
+    width = math.ceil(num_across / math.ceil(num_across / at_most))
     first = min(getattr(field, across) for field in fields)
     return sorted(
         fields,
