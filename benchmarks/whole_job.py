@@ -29,7 +29,7 @@ from cellmill.models.loading import load_model
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKERS = 2
-FORWARD_SHARE = 4
+FORWARD_SHARE = 8
 """The forward pass runs over one tile in so many, and its time is scaled."""
 HOVER_NEXT_S_PER_MM2 = 1.8
 """HoVer-NeXt on one GPU, as published (Baumann et al., MIDL 2024)."""
@@ -55,11 +55,11 @@ def measure() -> list[Row]:
         jobs.append(run_job(large))
         return jobs[-1].seconds
 
-    ours, bare, ratio = compare(whole, lambda: bare_forward(jobs[-1].num_tiles), repeats=REPEATS, warm_ups=1)
+    ours, bare, ratio = compare(whole, lambda: bare_forward(jobs[-1].num_tiles), repeats=REPEATS, warm_ups=0)
     smaller = [run_job(small) for _ in range(REPEATS)]
     mm2 = jobs[-1].mm2
     overhead = Spread(1 / ratio.median, 1 / ratio.most, 1 / ratio.least, ratio.repeats)
-    peaks = Spread.of([job.peak_gb for job in jobs[1:]]), Spread.of([job.peak_gb for job in smaller])
+    peaks = Spread.of([job.peak_gb for job in jobs]), Spread.of([job.peak_gb for job in smaller])
     growth = peaks[0].median / peaks[1].median
     per_mm2 = Spread(ours.median / mm2, ours.least / mm2, ours.most / mm2, ours.repeats)
     counts: dict[str, float | str] = {

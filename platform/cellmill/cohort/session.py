@@ -42,6 +42,8 @@ def ray_session(*, object_store_bytes: int) -> Generator[None]:
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        # The process that planned commits later: Ray would end it after a second and start another, for seconds.
+        os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
         # A busy laptop takes more than Ray's 60 s to start a worker, and Ray would start another and another.
         os.environ.setdefault("RAY_worker_register_timeout_seconds", "300")
     import ray

@@ -8,6 +8,7 @@ came with it. The ways to run a network are in `cellmill.models.backends`.
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -27,13 +28,17 @@ PROB_TOLERANCE = 2
 pixels; flows by FLOW_SCALE / 128."""
 
 
+_GPU_NODES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/kfd", "/dev/nvhost-gpu")
+"""Where none of these exists (NVIDIA, WSL, AMD, Jetson) no device can be had, and torch, seconds to import, is not asked."""
+
+
 def choose_device(device: Literal["auto", "cpu", "cuda"]) -> DeviceKind:
     """The kind of device to use; `auto` takes CUDA where torch sees one.
 
     Raises:
         ValueError: when CUDA is asked for and torch sees none.
     """
-    if device == "cpu":
+    if device == "cpu" or (device == "auto" and not any(Path(node).exists() for node in _GPU_NODES)):
         return "cpu"
     import torch
 
