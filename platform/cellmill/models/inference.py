@@ -29,7 +29,7 @@ pixels; flows by FLOW_SCALE / 128."""
 
 
 _GPU_NODES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/kfd", "/dev/nvhost-gpu")
-"""Where none of these exists (NVIDIA, WSL, AMD, Jetson) no device can be had, and torch, seconds to import, is not asked."""
+"""Where none of these exists (NVIDIA, WSL, AMD, Jetson) there is no device, and torch, seconds to import, is not asked."""
 
 
 def choose_device(device: Literal["auto", "cpu", "cuda"]) -> DeviceKind:
