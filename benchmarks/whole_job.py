@@ -33,7 +33,7 @@ FORWARD_SHARE = 8
 """The forward pass runs over one tile in so many, and its time is scaled."""
 HOVER_NEXT_S_PER_MM2 = 1.8
 """HoVer-NeXt on one GPU, as published (Baumann et al., MIDL 2024)."""
-REPEATS = 5
+REPEATS, NUM_SMALL = 5, 3
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def measure() -> list[Row]:
         return jobs[-1].seconds
 
     ours, bare, ratio = compare(whole, lambda: bare_forward(jobs[-1].num_tiles), repeats=REPEATS, warm_ups=0)
-    smaller = [run_job(small) for _ in range(REPEATS)]
+    smaller = [run_job(small) for _ in range(NUM_SMALL)]
     mm2 = jobs[-1].mm2
     overhead = Spread(1 / ratio.median, 1 / ratio.most, 1 / ratio.least, ratio.repeats)
     peaks = Spread.of([job.peak_gb for job in jobs]), Spread.of([job.peak_gb for job in smaller])

@@ -29,7 +29,7 @@ pixels; flows by FLOW_SCALE / 128."""
 
 
 _GPU_NODES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/kfd", "/dev/nvhost-gpu")
-"""Where none of these exists (NVIDIA, WSL, AMD, Jetson) there is no device, and torch, seconds to import, is not asked."""
+"""Without one of these (NVIDIA, WSL, AMD, Jetson) there is no device, and torch, seconds to import, is not asked."""
 
 
 def choose_device(device: Literal["auto", "cpu", "cuda"]) -> DeviceKind:
