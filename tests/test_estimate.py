@@ -12,19 +12,19 @@ import pytest
 from cohort_helpers import RecordedProgress
 from oracle import make_slide
 
-from cellmill.cohort.calibration import CalibrationWorker, Density, Measured, WorkerStart, choose_pieces
 from cellmill.cohort.config import SegmentCohortConfig
 from cellmill.cohort.context import make_context
 from cellmill.cohort.engine import serial_engine
-from cellmill.cohort.estimate import Rates, Workers, Workload, estimate_cost, makespan
-from cellmill.cohort.estimate_config import EstimateCohortConfig
-from cellmill.cohort.estimate_job import main
 from cellmill.cohort.manifest import SlideSource, list_sources
-from cellmill.cohort.rates import rates_of, sureness_of
 from cellmill.cohort.run import run_cohort
 from cellmill.cohort.sources import NetworkModel
-from cellmill.cohort.spending import Spent, cpu_seconds
-from cellmill.cohort.survey import SlideSurvey, choose_slides, survey_slide
+from cellmill.estimate.calibration import CalibrationWorker, Density, Measured, WorkerStart, choose_pieces
+from cellmill.estimate.config import EstimateCohortConfig
+from cellmill.estimate.cost import Rates, Workers, Workload, estimate_cost, makespan
+from cellmill.estimate.job import main
+from cellmill.estimate.rates import rates_of, sureness_of
+from cellmill.estimate.spending import Spent, cpu_seconds
+from cellmill.estimate.survey import SlideSurvey, choose_slides, survey_slide
 
 # Ray warns about its own settings and leaves its own processes to be collected.
 RAYS_OWN = ("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")

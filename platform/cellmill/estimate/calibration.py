@@ -22,10 +22,10 @@ from cellmill.cohort.granted import pin_threads
 from cellmill.cohort.manifest import SlideSource
 from cellmill.cohort.plan import FieldTask
 from cellmill.cohort.sources import CohortModel
-from cellmill.cohort.spending import Spent, Stopwatch, cpu_seconds, peak_memory
 from cellmill.cohort.stages import open_source
-from cellmill.cohort.survey import SlideSurvey, analysed_px
 from cellmill.cohort.tiles import Verdict
+from cellmill.estimate.spending import Spent, Stopwatch, cpu_seconds, peak_memory
+from cellmill.estimate.survey import SlideSurvey, analysed_px
 from cellmill.grid import Box, FieldSpec, TileGeometry
 from cellmill.slides.isolated_slide import IsolatedSlide
 from cellmill.store.commit import commit_slide

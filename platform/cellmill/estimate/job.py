@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cellmill.arguments import parse_dataclass
-from cellmill.cohort.estimate_config import EstimateCohortConfig
+from cellmill.estimate.config import EstimateCohortConfig
 
 if TYPE_CHECKING:
-    from cellmill.cohort.estimate_run import CohortEstimate
+    from cellmill.estimate.run import CohortEstimate
 
 __all__ = ["main", "print_estimate", "report_document"]
 
@@ -32,8 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     # Only now: --help and a wrong flag need no torch.
     from cellmill.cohort.engine import EngineError
-    from cellmill.cohort.estimate_run import estimate_cohort
     from cellmill.cohort.sources import NetworkModel
+    from cellmill.estimate.run import estimate_cohort
     from cellmill.models.loading import load_model
 
     try:

@@ -10,21 +10,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cellmill.cohort.calibration import CalibrationWorker, Measured, Piece, WorkerStart, choose_pieces
 from cellmill.cohort.context import RunContext, make_context, read_secret
 from cellmill.cohort.engine import EngineError
-from cellmill.cohort.estimate import Estimate, Rates, Workers, Workload, estimate_cost
-from cellmill.cohort.estimate_config import EstimateCohortConfig
 from cellmill.cohort.listing import require_absolute
 from cellmill.cohort.manifest import SlideSource, list_sources
 from cellmill.cohort.pipeline import PoolSizes, SharedModel, pool_sizes, quieten
-from cellmill.cohort.rates import Sureness, rates_of, sureness_of
 from cellmill.cohort.run import SLIDES_AT_ONCE
 from cellmill.cohort.session import inside_ray_job, ray_session
 from cellmill.cohort.sources import CohortModel
-from cellmill.cohort.spending import Spent, tree_cpu_seconds
 from cellmill.cohort.strips import strips_per_slide
-from cellmill.cohort.survey import SlideSurvey, Unusable, choose_slides, survey_slide
+from cellmill.estimate.calibration import CalibrationWorker, Measured, Piece, WorkerStart, choose_pieces
+from cellmill.estimate.config import EstimateCohortConfig
+from cellmill.estimate.cost import Estimate, Rates, Workers, Workload, estimate_cost
+from cellmill.estimate.rates import Sureness, rates_of, sureness_of
+from cellmill.estimate.spending import Spent, tree_cpu_seconds
+from cellmill.estimate.survey import SlideSurvey, Unusable, choose_slides, survey_slide
 
 __all__ = ["CohortEstimate", "estimate_cohort"]
 

@@ -9,17 +9,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from cellmill.cohort.context import RunContext
-from cellmill.cohort.estimate import Workload
 from cellmill.cohort.fetch import local_copy
 from cellmill.cohort.listing import is_remote
 from cellmill.cohort.manifest import SlideSource
 from cellmill.cohort.plan import SlidePlan
 from cellmill.cohort.planning import plan_slide
-from cellmill.cohort.spending import Spent, Stopwatch
 from cellmill.cohort.stages import failure_reason
 from cellmill.cohort.strips import StripTask, cut_into_strips
 from cellmill.cohort.tile_memory import TileMemory
 from cellmill.cohort.tiles import TileGrid, Verdict, count_tiles
+from cellmill.estimate.cost import Workload
+from cellmill.estimate.spending import Spent, Stopwatch
 from cellmill.grid import Box, SlideGrid, TileGeometry
 from cellmill.store.work import SlideFacts
 

@@ -7,10 +7,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cellmill.cohort.calibration import Measured, WorkerStart
-from cellmill.cohort.estimate import Rates
-from cellmill.cohort.spending import Spent
-from cellmill.cohort.survey import SlideSurvey
+from cellmill.estimate.calibration import Measured, WorkerStart
+from cellmill.estimate.cost import Rates
+from cellmill.estimate.spending import Spent
+from cellmill.estimate.survey import SlideSurvey
 
 __all__ = ["Sureness", "rates_of", "sureness_of"]
 

@@ -11,7 +11,7 @@ import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cellmill.cohort.spending import Spent
+from cellmill.estimate.spending import Spent
 
 __all__ = ["Estimate", "Rates", "Workers", "Workload", "estimate_cost", "makespan"]
 
