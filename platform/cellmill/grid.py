@@ -6,7 +6,7 @@ cell is never depends on how the work was cut. Frames: `level0_px` is the slide'
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 __all__ = ["Box", "FieldSpec", "SlideGrid", "TileGeometry"]
@@ -41,6 +41,12 @@ class Box:
         """The common part of two boxes; its area is 0 where they do not meet."""
         x0, y0 = max(self.x0, other.x0), max(self.y0, other.y0)
         return Box(x0, y0, max(x0, min(self.x1, other.x1)), max(y0, min(self.y1, other.y1)))
+
+    @staticmethod
+    def around(boxes: "Iterable[Box]") -> "Box":
+        """The smallest box that holds all of `boxes`, of which there is at least one."""
+        x0, y0, x1, y1 = zip(*((box.x0, box.y0, box.x1, box.y1) for box in boxes), strict=True)
+        return Box(min(x0), min(y0), max(x1), max(y1))
 
     def contains(self, x: int, y: int) -> bool:
         return self.x0 <= x < self.x1 and self.y0 <= y < self.y1

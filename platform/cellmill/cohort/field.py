@@ -6,7 +6,7 @@ the core owns, the painted core, the counts. Dense maps never leave the process 
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -114,7 +114,7 @@ def read_field(
     rows, columns = np.nonzero(chosen)
     indices = list(zip((columns + tiles.tiles.x0).tolist(), (rows + tiles.tiles.y0).tolist(), strict=True))
     windows = [geometry.window(i, j) for i, j in indices]
-    found = slide.read(_around([task.window, *windows]), wanted=windows)
+    found = slide.read(Box.around([task.window, *windows]), wanted=windows)
     seen = FieldPixels(box=found.box, pixels=found.pixels, tiles=tiles)
     verdicts = tiles.verdicts.copy()
     for (i, j), window in zip(indices, windows, strict=True):
@@ -199,15 +199,6 @@ def finish_field(
 def _batch(task: FieldTask, seen: FieldPixels, indices: npt.NDArray[np.int64], geometry: TileGeometry) -> TileBatch:
     pixels = np.stack([seen.tile(geometry.window(i, j)) for i, j in indices.tolist()])  # (N, tile, tile, 3)
     return TileBatch(slide_id=task.facts.slide_id, indices=indices, pixels=pixels)
-
-
-def _around(boxes: Sequence[Box]) -> Box:
-    return Box(
-        min(box.x0 for box in boxes),
-        min(box.y0 for box in boxes),
-        max(box.x1 for box in boxes),
-        max(box.y1 for box in boxes),
-    )
 
 
 def _background_maps(window: Box, *, num_classes: int) -> DenseMaps:

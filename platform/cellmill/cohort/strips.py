@@ -125,10 +125,4 @@ def _num_analysed(plan: SlidePlan, field: FieldSpec) -> int:
 
 def _strip(plan: SlidePlan, fields: Sequence[FieldSpec]) -> StripTask:
     windows = [plan.geometry.covering(field.window.clipped(plan.facts.grid.box)) for field in fields]
-    around = Box(
-        min(box.x0 for box in windows),
-        min(box.y0 for box in windows),
-        max(box.x1 for box in windows),
-        max(box.y1 for box in windows),
-    )
-    return StripTask(facts=plan.facts, fields=tuple(fields), tiles=plan.tiles.within(around))
+    return StripTask(facts=plan.facts, fields=tuple(fields), tiles=plan.tiles.within(Box.around(windows)))

@@ -85,17 +85,8 @@ class TileMemory:
         if self._last_of((i, j)) <= number:
             return None
         core = self._geometry.core(i, j)
-        parts = [
-            core.clipped(self._windows[later])
-            for later in range(number + 1, len(self._windows))
-            if self._covered[later].contains(i, j)
-        ]
-        return Box(
-            min(part.x0 for part in parts),
-            min(part.y0 for part in parts),
-            max(part.x1 for part in parts),
-            max(part.y1 for part in parts),
-        )
+        later = range(number + 1, len(self._windows))
+        return Box.around(core.clipped(self._windows[n]) for n in later if self._covered[n].contains(i, j))
 
     def _kept_of(self, number: int) -> dict[TileIndex, _KeptTile]:
         covered = self._covered[number]
