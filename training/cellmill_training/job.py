@@ -1,6 +1,6 @@
 """`train-student`: the training loop on Ray Train, from one worker on a laptop to many on a cluster.
 
-Settings -> Ray Train's TorchTrainer -> `run.run_training` in each worker -> a model folder and checkpoints. A worker
+Settings -> `ray_trainer.fit` -> `run.run_training` in each worker -> a model folder and checkpoints. A worker
 that dies is replaced and the run goes on from the last checkpoint; so does a run that is started again on the same
 `--out`.
 """
@@ -10,10 +10,21 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 from cellmill.arguments import parse_dataclass
-from cellmill_training.run import CHECKPOINT_NAME, RunPlace, run_training
+from cellmill_training.ray_trainer import (
+    Device,
+    WorkerPlan,
+    clock_of_first,
+    data_parallel,
+    fit,
+    rank_and_world,
+    report,
+    take_last_checkpoint,
+    torch_device,
+)
+from cellmill_training.run import RunPlace, run_training
 from cellmill_training.student_recipe import StudentRecipe
 
 if TYPE_CHECKING:
@@ -56,7 +67,7 @@ class TrainStudentSettings:
     batch_size: int = 12
     num_workers: int = 1
     cpus_per_worker: int = 2
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
     permissive_data_only: bool = False
     max_failures: int = 3
     seed: int = 20
@@ -68,11 +79,16 @@ class TrainStudentSettings:
             raise ValueError(f"--data must be the folder with the training sets, got {self.data!r}.")
         if not self.out:
             raise ValueError("--out must be a folder for checkpoints and the model, got nothing.")
-        if self.time_budget <= 0 or self.batch_size < 1 or self.num_workers < 1 or self.cpus_per_worker < 1:
+        if self.time_budget <= 0 or self.batch_size < 1:
             raise ValueError(
-                "--time-budget, --batch-size, --num-workers and --cpus-per-worker must be positive, got "
-                f"{self.time_budget}, {self.batch_size}, {self.num_workers}, {self.cpus_per_worker}."
+                f"--time-budget and --batch-size must be positive, got {self.time_budget} and {self.batch_size}."
             )
+        _ = self.plan  # refuses what no workers can be
+
+    @property
+    def plan(self) -> WorkerPlan:
+        """The workers."""
+        return WorkerPlan(self.num_workers, self.cpus_per_worker, self.device, self.max_failures)
 
 
 def recipe_of(settings: TrainStudentSettings) -> StudentRecipe:
@@ -104,78 +120,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fit(settings: TrainStudentSettings) -> Path:
-    import ray
-    import ray.train
-    from ray.train.torch import TorchTrainer
-
-    use_gpu = _use_gpu(settings.device)
     out = Path(settings.out).resolve()
-    needed = settings.num_workers * settings.cpus_per_worker
-    if not ray.is_initialized():
-        ray.init(num_cpus=needed, include_dashboard=False, logging_level=logging.WARNING, log_to_driver=True)
-    resources = {"CPU": float(settings.cpus_per_worker), **({"GPU": 1.0} if use_gpu else {})}
     absolute = replace(settings, data=str(Path(settings.data).resolve()), out=str(out))
-    trainer = TorchTrainer(
-        _worker,
-        train_loop_config=asdict(absolute),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=settings.num_workers, use_gpu=use_gpu, resources_per_worker=resources
-        ),
-        run_config=ray.train.RunConfig(
-            name="train",
-            storage_path=str(out),
-            failure_config=ray.train.FailureConfig(max_failures=settings.max_failures),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
-        ),
-    )
-    trainer.fit()
+    fit(_worker, asdict(absolute), out=out, plan=settings.plan)
     return RunPlace(out).model
-
-
-def _use_gpu(device: str) -> bool:
-    if device == "cpu":
-        return False
-    import torch
-
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda was asked for, but torch sees no CUDA device here; use --device cpu or auto.")
-    return torch.cuda.is_available()
 
 
 def _worker(config: dict[str, Any]) -> None:
     """What each Ray Train worker runs: plain training, with its checkpoints reported to Ray."""
-    import ray.train
-    import torch
-
     from cellmill_training.datasets import read_training_data
     from cellmill_training.loop import TrainingState
 
     settings = TrainStudentSettings(**config)
-    context = ray.train.get_context()
-    rank, workers = context.get_world_rank(), context.get_world_size()
-    torch.set_num_threads(settings.cpus_per_worker)
-    device = torch.device("cuda" if _use_gpu(settings.device) else "cpu")
+    rank, workers = rank_and_world()
+    device = torch_device(settings.device)
     # Workers may be on other machines: the checkpoint travels through Ray, the model folder is written by rank 0.
     place = RunPlace(Path(settings.out) if rank == 0 else Path(tempfile.mkdtemp(prefix="cellmill-train-")))
-    _take_last_checkpoint(place)
+    take_last_checkpoint(place.folder)
 
-    def report(state: TrainingState, means: dict[str, float]) -> None:
-        metrics = {**means, "step": state.step, "seconds": state.seconds}
-        if rank:
-            ray.train.report(metrics)
-            return
-        with tempfile.TemporaryDirectory(prefix="cellmill-checkpoint-") as folder:
-            (Path(folder) / CHECKPOINT_NAME).write_bytes(place.checkpoint.read_bytes())
-            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
-
-    def data_parallel(network: torch.nn.Module) -> torch.nn.Module:
-        wrapped = torch.nn.parallel.DistributedDataParallel(network, forward_sync_buffers=False)
-        return cast(torch.nn.Module, wrapped)
-
-    def clock_of_first(seconds: float) -> float:
-        shared = torch.tensor([seconds], dtype=torch.float64, device=device)
-        torch.distributed.broadcast(shared, src=0)
-        return float(shared)
+    def report_state(state: TrainingState, means: dict[str, float]) -> None:
+        report({**means, "step": state.step, "seconds": state.seconds}, [place.checkpoint])
 
     recipe = recipe_of(settings)
     data = read_training_data(
@@ -189,9 +153,9 @@ def _worker(config: dict[str, Any]) -> None:
         data,
         place=place,
         initial_weights=initial_weights,
-        on_checkpoint=report,
+        on_checkpoint=report_state,
         wrap=data_parallel if workers > 1 else None,
-        agree=clock_of_first if workers > 1 else None,
+        agree=lambda seconds: clock_of_first(seconds, device),
         rank=rank,
         device=device,
     )
@@ -210,14 +174,3 @@ def _taught(
     labelled = pseudo_labelled_samples(teacher.build(), data.unlabelled, config=PseudoLabelConfig())
     same = teacher.config.architecture == settings.architecture
     return replace(data, samples=(*data.samples, *labelled)), teacher.state_dict() if same else None
-
-
-def _take_last_checkpoint(place: RunPlace) -> None:
-    import ray.train
-
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        return
-    place.folder.mkdir(parents=True, exist_ok=True)
-    with checkpoint.as_directory() as folder:
-        place.checkpoint.write_bytes((Path(folder) / CHECKPOINT_NAME).read_bytes())

@@ -17,7 +17,7 @@ from typing import Any
 
 from cellmill.cohort.granted import granted_cpus, granted_memory_bytes
 
-__all__ = ["inside_ray_job", "ray_session"]
+__all__ = ["inside_ray_job", "joins_cluster", "ray_session"]
 
 _MIN_STORE_BYTES = 256 << 20
 _MAX_STARTS = 4
@@ -28,15 +28,21 @@ def inside_ray_job() -> bool:
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
+def joins_cluster() -> bool:
+    """Whether a session joins a cluster there is, instead of starting Ray on this machine."""
+    return inside_ray_job() or bool(os.environ.get("RAY_ADDRESS"))
+
+
 @contextmanager
-def ray_session(*, object_store_bytes: int) -> Generator[None]:
+def ray_session(*, object_store_bytes: int, show_workers: bool = False) -> Generator[None]:
     """Connect to Ray and leave it as it was found.
 
     Args:
         object_store_bytes: what pixels under way need; a local Ray gets that, within a third of the memory granted.
+        show_workers: whether what workers print and log is shown here.
     """
-    joins_cluster = inside_ray_job() or bool(os.environ.get("RAY_ADDRESS"))
-    if not joins_cluster:
+    joins = joins_cluster()
+    if not joins:
         # Read when Ray is imported: keep to loopback (no firewall question, nothing to reach from outside), say
         # nothing to outside servers, and leave C++ messages in Ray's log files.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
@@ -51,8 +57,8 @@ def ray_session(*, object_store_bytes: int) -> Generator[None]:
     if ray.is_initialized():
         yield
         return
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if joins_cluster:
+    quiet: dict[str, Any] = {"log_to_driver": show_workers, "logging_level": logging.ERROR}
+    if joins:
         ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), **quiet)
     else:
         store_bytes = max(_MIN_STORE_BYTES, min(object_store_bytes, granted_memory_bytes() // 3))
