@@ -1,0 +1,1 @@
+"""Runs in MLflow: what was run on what, how it went, and the model that came out."""
