@@ -1,6 +1,6 @@
 """Train the student or lite network; see --help.
 
-Settings (`cellmill_training/job.py`) -> sets (`datasets.py`, `sources/`) -> crops (`mixture.py`, `augment.py`) -> loop
+Settings (`cellmill_training/job.py`) -> sets (`local_sets.py`, `sources/`) -> crops (`mixture.py`, `augment.py`) -> loop
 (`loop.py`, `losses.py`) -> model folder.
 """
 

@@ -16,7 +16,7 @@ from cellmill.models.config import builtin_config
 from cellmill.models.networks import CellNetwork
 from cellmill.synthetic.tissue import render_region
 from cellmill_training.augment import AugmentConfig, geometric_crop, restained
-from cellmill_training.datasets import TrainingData
+from cellmill_training.local_sets import TrainingData
 from cellmill_training.loop import LoopConfig, LossIsNotFiniteError
 from cellmill_training.losses import CellLoss, allowed_planes, set_cross_entropy
 from cellmill_training.mixture import MixtureConfig

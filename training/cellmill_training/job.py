@@ -30,7 +30,7 @@ from cellmill_training.student_recipe import StudentRecipe
 if TYPE_CHECKING:
     import torch
 
-    from cellmill_training.datasets import TrainingData
+    from cellmill_training.local_sets import TrainingData
 
 __all__ = ["TrainStudentSettings", "main", "recipe_of"]
 
@@ -128,7 +128,7 @@ def _fit(settings: TrainStudentSettings) -> Path:
 
 def _worker(config: dict[str, Any]) -> None:
     """What each Ray Train worker runs: plain training, with its checkpoints reported to Ray."""
-    from cellmill_training.datasets import read_training_data
+    from cellmill_training.local_sets import read_training_data
     from cellmill_training.loop import TrainingState
 
     settings = TrainStudentSettings(**config)

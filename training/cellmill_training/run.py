@@ -15,7 +15,7 @@ from torch import nn
 from cellmill.models.config import builtin_config
 from cellmill.models.loading import save_model
 from cellmill.models.networks import CellNetwork, build_model
-from cellmill_training.datasets import TrainingData
+from cellmill_training.local_sets import TrainingData
 from cellmill_training.loop import TrainingState, load_state, save_state, train
 from cellmill_training.losses import CellLoss
 from cellmill_training.mixture import Batch, CropSource, batches
