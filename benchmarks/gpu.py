@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,8 +97,16 @@ def measure_model(config: ModelConfig, sizes: Sizes, device: str) -> dict[str, A
     runs: dict[str, Callable[[], None]] = {
         "forward": lambda: forward_alone(backend, sizes.num_batches),
         "with_copies": lambda: drain(backend.run_many(stream(batches, sizes))),
-        "with_decode_on_cpu_threads": lambda: with_cpu_decode(backend, stream(batches, sizes), field, sizes),
-        "with_decode_on_device": lambda: with_device_decode(backend, stream(batches, sizes), field, sizes),
+        "with_decode_on_cpu_threads": lambda: with_decode(
+            backend.run_many(stream(batches, sizes)), field.decode_on_cpu, field, sizes
+        ),
+        "with_decode_on_device": lambda: with_decode(
+            # from a thread's own stream, so that it need not queue behind the next batches
+            backend.run_on_device(stream(batches, sizes)),
+            partial(on_own_stream, field.decode_on_device),
+            field,
+            sizes,
+        ),
     }
     seconds = {name: median_seconds(run, device, sizes) for name, run in runs.items()}
     found: dict[str, Any] = {
@@ -202,36 +211,18 @@ def smooth_noise(random: np.random.Generator, shape: tuple[int, int, int], devia
     return smooth.numpy() * deviation
 
 
-def with_cpu_decode(
-    backend: TorchCudaBackend, batches: Iterator[npt.NDArray[np.uint8]], field: Field, sizes: Sizes
-) -> None:
-    """Maps come to the CPU; for each field's worth of tiles one is decoded by a thread."""
+def with_decode(predicted: Iterator[Any], decode: Callable[[], None], field: Field, sizes: Sizes) -> None:
+    """Run the network to its end; for each field's worth of tiles that it has done, a thread decodes one field."""
     with ThreadPoolExecutor(sizes.num_threads) as pool:
         waiting = due = 0
         decodes: list[Any] = []
-        for maps in backend.run_many(batches):
+        for maps in predicted:
             waiting += len(maps.flow)
             while waiting - due >= field.num_tiles:
                 due += field.num_tiles
-                decodes.append(pool.submit(field.decode_on_cpu))
-        for decode in decodes:
-            decode.result()
-
-
-def with_device_decode(
-    backend: TorchCudaBackend, batches: Iterator[npt.NDArray[np.uint8]], field: Field, sizes: Sizes
-) -> None:
-    """Maps stay on the device; for each field's worth of tiles one is decoded there, from a thread of its own."""
-    with ThreadPoolExecutor(sizes.num_threads) as pool:
-        waiting = due = 0
-        decodes: list[Any] = []
-        for maps in backend.run_on_device(batches):
-            waiting += len(maps.flow)
-            while waiting - due >= field.num_tiles:
-                due += field.num_tiles
-                decodes.append(pool.submit(on_own_stream, field.decode_on_device))
-        for decode in decodes:
-            decode.result()
+                decodes.append(pool.submit(decode))
+        for decoded in decodes:
+            decoded.result()
 
 
 def on_own_stream(work: Callable[[], None]) -> None:

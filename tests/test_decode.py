@@ -1,15 +1,13 @@
 """The flows decoder: right on clean maps, Cellpose's on noisy ones, and the same in every window."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
+from window_contract import Scene, assert_window_agrees, make_scene
 
-from cellmill.grid import Box
-from cellmill.instances.decoder import Decoder, Instances
+from cellmill.instances.decoder import Decoder
 from cellmill.instances.flow_decoder import FlowDecoder, FlowDecoderConfig
 from cellmill.instances.maps import DenseMaps, quantise_flow, quantise_prob
 from cellmill.instances.testing import MapNoise, crowded_nuclei, draw_maps, matched_fraction
@@ -42,19 +40,9 @@ def _wild_maps(size: int, seed: int) -> DenseMaps:
     return DenseMaps(quantise_flow(flow), quantise_prob(prob), (0, 0))
 
 
-@dataclass(frozen=True)
-class Scene:
-    """Maps of a whole slide with background beyond its rim, and what the decoder makes of all of them."""
-
-    size: int
-    decoder: FlowDecoder
-    maps: DenseMaps
-    whole: Instances
-
-
 def _scene(size: int, maps: DenseMaps, decoder: FlowDecoder, *, padded: bool = True) -> Scene:
     maps = _padded(maps, decoder.halo_px + 40) if padded else maps
-    return Scene(size, decoder, maps, decoder.decode(maps))
+    return make_scene(size, maps, decoder)
 
 
 @pytest.fixture(scope="module", params=["nuclei", "wild", "wild, all cells stand", "windows end with the slide"])
@@ -69,35 +57,10 @@ def scene(request: pytest.FixtureRequest) -> Scene:
     return _scene(size, _wild_maps(size, 7), _decoder(max_reach_px=12, flow_error_max=flow_error_max))
 
 
-def _mask_ids(instances: Instances, box: Box, width_px: int) -> np.ndarray:
-    """1 + anchor index of each pixel's cell, 0 for none: labels that mean the same in every window."""
-    ids = np.concatenate([[0], 1 + instances.anchors_px[:, 1] * width_px + instances.anchors_px[:, 0]])
-    own = instances.box
-    return ids[instances.labels[box.y0 - own.y0 : box.y1 - own.y0, box.x0 - own.x0 : box.x1 - own.x0]]
-
-
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_cells_do_not_depend_on_the_window(scene: Scene, data: st.DataObject) -> None:
-    lengths, extras = st.integers(1, 120), st.integers(0, 40)
-    x0, y0 = data.draw(st.integers(0, scene.size - 1)), data.draw(st.integers(0, scene.size - 1))
-    core = Box(x0, y0, min(scene.size, x0 + data.draw(lengths)), min(scene.size, y0 + data.draw(lengths)))
-    window = core.grown(scene.decoder.halo_px)
-    window = Box(window.x0 - data.draw(extras), window.y0 - data.draw(extras), window.x1 + data.draw(extras), window.y1)
-    part = scene.decoder.decode(scene.maps.window(window.clipped(scene.maps.box)))
-
-    np.testing.assert_array_equal(
-        _mask_ids(part, core, scene.size), _mask_ids(scene.whole, core, scene.size), "painting differs"
-    )
-    own, same = part.owned_by(core), scene.whole.owned_by(core)
-    np.testing.assert_array_equal(part.anchors_px[own], scene.whole.anchors_px[same])
-    np.testing.assert_array_equal(part.exceeds_reach[own], scene.whole.exceeds_reach[same])
-    reach = core.grown(scene.decoder.reach_px).clipped(part.box)
-    owned_ids = 1 + part.anchors_px[own, 1] * scene.size + part.anchors_px[own, 0]
-    painted, expected = _mask_ids(part, reach, scene.size), _mask_ids(scene.whole, reach, scene.size)
-    np.testing.assert_array_equal(
-        np.where(np.isin(painted, owned_ids), painted, 0), np.where(np.isin(expected, owned_ids), expected, 0)
-    )
+    assert_window_agrees(scene, data)
 
 
 def test_scenes_have_what_they_are_for(scene: Scene) -> None:

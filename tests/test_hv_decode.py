@@ -1,16 +1,15 @@
 """The hv decoder: right on clean maps, HoVer-Net's on noisy ones, and the same in every window."""
 
-from dataclasses import dataclass
-
 import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
+from window_contract import Scene, assert_window_agrees, make_scene, mask_ids
 
 from cellmill.grid import Box
-from cellmill.instances.decoder import Decoder, Instances
+from cellmill.instances.decoder import Decoder
 from cellmill.instances.hv_decoder import HvDecoder, HvDecoderConfig
 from cellmill.instances.hv_energy_kernels import SLOPE_ONE, draw_energy, fill_marker_holes, open_markers, sobel_weights
 from cellmill.instances.maps import HV_SCALE, HvMaps, quantise_hv, quantise_prob
@@ -51,19 +50,9 @@ def _crowd_maps(size: int, seed: int) -> HvMaps:
     return draw_hv_maps(labels, num_classes=2, seed=seed + 1, noise=MapNoise())
 
 
-@dataclass(frozen=True)
-class Scene:
-    """Maps of a whole slide with background beyond its rim, and what the decoder makes of all of them."""
-
-    size: int
-    decoder: HvDecoder
-    maps: HvMaps
-    whole: Instances
-
-
 def _scene(size: int, maps: HvMaps, decoder: HvDecoder, *, padded: bool = True) -> Scene:
     maps = _padded(maps, decoder.halo_px + 40) if padded else maps
-    return Scene(size, decoder, maps, decoder.decode(maps))
+    return make_scene(size, maps, decoder)
 
 
 SCENES = ["nuclei", "crowd", "wild", "wild, short reach", "windows end with the slide"]
@@ -83,35 +72,10 @@ def scene(request: pytest.FixtureRequest) -> Scene:
     return _scene(size, _wild_maps(size, 7), wild)
 
 
-def _mask_ids(instances: Instances, box: Box, width_px: int) -> np.ndarray:
-    """1 + anchor index of each pixel's cell, 0 for none: labels that mean the same in every window."""
-    ids = np.concatenate([[0], 1 + instances.anchors_px[:, 1] * width_px + instances.anchors_px[:, 0]])
-    own = instances.box
-    return ids[instances.labels[box.y0 - own.y0 : box.y1 - own.y0, box.x0 - own.x0 : box.x1 - own.x0]]
-
-
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_cells_do_not_depend_on_the_window(scene: Scene, data: st.DataObject) -> None:
-    lengths, extras = st.integers(1, 150), st.integers(0, 40)
-    x0, y0 = data.draw(st.integers(0, scene.size - 1)), data.draw(st.integers(0, scene.size - 1))
-    core = Box(x0, y0, min(scene.size, x0 + data.draw(lengths)), min(scene.size, y0 + data.draw(lengths)))
-    window = core.grown(scene.decoder.halo_px)
-    window = Box(window.x0 - data.draw(extras), window.y0 - data.draw(extras), window.x1 + data.draw(extras), window.y1)
-    part = scene.decoder.decode(scene.maps.window(window.clipped(scene.maps.box)))
-
-    np.testing.assert_array_equal(
-        _mask_ids(part, core, scene.size), _mask_ids(scene.whole, core, scene.size), "painting differs"
-    )
-    own, same = part.owned_by(core), scene.whole.owned_by(core)
-    np.testing.assert_array_equal(part.anchors_px[own], scene.whole.anchors_px[same])
-    np.testing.assert_array_equal(part.exceeds_reach[own], scene.whole.exceeds_reach[same])
-    reach = core.grown(scene.decoder.reach_px).clipped(part.box)
-    owned_ids = 1 + part.anchors_px[own, 1] * scene.size + part.anchors_px[own, 0]
-    painted, expected = _mask_ids(part, reach, scene.size), _mask_ids(scene.whole, reach, scene.size)
-    np.testing.assert_array_equal(
-        np.where(np.isin(painted, owned_ids), painted, 0), np.where(np.isin(expected, owned_ids), expected, 0)
-    )
+    assert_window_agrees(scene, data)
 
 
 @pytest.mark.parametrize("field_px", [74, 100, 256])
@@ -123,10 +87,10 @@ def test_a_slide_cut_into_fields_is_the_slide(scene: Scene, field_px: int) -> No
             core = Box(x0, y0, min(x0 + field_px, scene.size), min(y0 + field_px, scene.size))
             window = core.grown(scene.decoder.halo_px).clipped(scene.maps.box)
             part = scene.decoder.decode(scene.maps.window(window))
-            whole[y0 : core.y1, x0 : core.x1] = _mask_ids(part, core, scene.size)
+            whole[y0 : core.y1, x0 : core.x1] = mask_ids(part, core, scene.size)
             anchors += part.anchors_px[part.owned_by(core)].tolist()
     slide = Box(0, 0, scene.size, scene.size)
-    np.testing.assert_array_equal(whole, _mask_ids(scene.whole, slide, scene.size))
+    np.testing.assert_array_equal(whole, mask_ids(scene.whole, slide, scene.size))
     assert sorted(anchors) == sorted(scene.whole.anchors_px[scene.whole.owned_by(slide)].tolist())
 
 

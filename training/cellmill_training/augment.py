@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from cellmill.instances.stain import EOSIN_RGB, HEMATOXYLIN_RGB
 from cellmill_training.samples import TissueSample
 
 __all__ = [
@@ -59,9 +60,8 @@ class AugmentConfig:
 
 
 _TABLE = -np.log((np.arange(256, dtype=np.float32) + 1.0) / 256.0)
-# Ruifrok and Johnston's hematoxylin and eosin, and their cross product for what neither explains.
-_HEMATOXYLIN = np.array([0.65, 0.70, 0.29], np.float32)
-_EOSIN = np.array([0.07, 0.99, 0.11], np.float32)
+_HEMATOXYLIN = np.array(HEMATOXYLIN_RGB, np.float32)
+_EOSIN = np.array(EOSIN_RGB, np.float32)
 
 
 def od_of(image: npt.NDArray[np.uint8]) -> FloatImage:

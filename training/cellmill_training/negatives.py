@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from cellmill.instances.stain import EOSIN_RGB, HEMATOXYLIN_RGB
 from cellmill_training.augment import Crop, od_of, rgb_of
 from cellmill_training.samples import BACKGROUND_BIT, hematoxylin
 
@@ -81,14 +82,14 @@ def glass_crop(side: int, *, rng: np.random.Generator) -> Crop:
 def plain_tissue_crop(texture: FloatImage, *, rng: np.random.Generator) -> Crop:
     """Eosin without nuclei: collagen, keratin, mucin; sometimes flaked (hard-edged), folded or inked."""
     side = texture.shape[0]
-    pink = np.array([0.07, 0.99, 0.11]) + np.abs(rng.normal(0.0, 0.12, 3))
+    pink = np.array(EOSIN_RGB) + np.abs(rng.normal(0.0, 0.12, 3))
     pink = (pink / np.linalg.norm(pink)).astype(np.float32)
     amount = texture * rng.uniform(0.15, 1.4) + rng.uniform(0.0, 0.15)
     if rng.random() < 0.4:
         flakes = _strokes(side, rng)
         amount = amount * (flakes > 0.5 if rng.random() < 0.5 else flakes)
     density = amount[..., None].astype(np.float32) * pink
-    density = density + texture[..., None] * rng.uniform(0.0, 0.25) * np.array([0.65, 0.70, 0.29], np.float32)
+    density = density + texture[..., None] * rng.uniform(0.0, 0.25) * np.array(HEMATOXYLIN_RGB, np.float32)
     if rng.random() < 0.4:
         density = density * (1.0 + rng.uniform(0.3, 1.6) * _strokes(side, rng)[..., None])
     if rng.random() < 0.15:

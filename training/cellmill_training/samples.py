@@ -8,6 +8,7 @@ because an outline may be known to be wrong (merged nuclei, whole cells) where t
 Images are kept at about 0.36 um/px, finer than the model grid, so that random scales around 0.5 um/px never enlarge.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -16,6 +17,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from cellmill.instances.stain import stain_densities
 from cellmill.instances.targets import masks_to_flows
 from cellmill_schemas.ontology import Ontology, get_ontology
 
@@ -142,13 +144,8 @@ def make_sample(
     )
 
 
-_RUIFROK_H_E_R = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]], np.float32)
-
-
 def hematoxylin(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """Hematoxylin density (H, W) by Ruifrok's vectors, lightly smoothed."""
-    basis = _RUIFROK_H_E_R / np.linalg.norm(_RUIFROK_H_E_R, axis=1, keepdims=True)
-    unmix = np.linalg.inv(basis)[:, 0].astype(np.float32)  # (3,)
-    table = -np.log((np.arange(256, dtype=np.float32) + 1.0) / 256.0)
-    density = table[image] @ unmix  # (H, W)
-    return cv2.GaussianBlur(density, (0, 0), 1.0).astype(np.float32)
+    """Hematoxylin density (H, W) in natural-logarithm units, lightly smoothed."""
+    table = -np.log10((np.arange(256, dtype=np.float64) + 1.0) / 256.0)
+    density = stain_densities(table[image])[..., 0] * math.log(10.0)
+    return cv2.GaussianBlur(density.astype(np.float32), (0, 0), 1.0).astype(np.float32)

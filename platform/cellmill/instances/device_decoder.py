@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from cellmill.instances.decoder import Instances
+from cellmill.instances.extents import EXCEEDED
 from cellmill.instances.flow_decoder import FlowDecoderConfig, background_limit, finish_masks
 from cellmill.instances.flow_kernels import (
-    EXCEEDED,
     FRACTION_BITS,
     GROWTH_MIN_PATHS,
     GROWTH_STEPS,

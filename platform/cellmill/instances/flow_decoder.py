@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cellmill.instances.decoder import Instances
+from cellmill.instances.extents import label_extents
 from cellmill.instances.flow_kernels import (
     count_ends,
     find_sinks,
@@ -29,7 +30,7 @@ from cellmill.instances.flow_kernels import (
     paint_labels,
 )
 from cellmill.instances.maps import FLOW_SCALE, PROB_SCALE, DenseMaps
-from cellmill.instances.mask_kernels import fill_holes, judge_masks, label_extents, number_by_anchor
+from cellmill.instances.mask_kernels import fill_holes, judge_masks, number_by_anchor
 
 __all__ = ["FlowDecoder", "FlowDecoderConfig", "background_limit", "finish_masks"]
 

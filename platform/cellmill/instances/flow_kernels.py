@@ -11,8 +11,9 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from cellmill.instances.extents import EXCEEDED
+
 __all__ = [
-    "EXCEEDED",
     "FRACTION_BITS",
     "GROWTH_MIN_PATHS",
     "GROWTH_STEPS",
@@ -35,9 +36,6 @@ _FRACTION = (1 << FRACTION_BITS) - 1
 _WEIGHTS = 1 << 2 * FRACTION_BITS  # of the four pixels around a position, together
 _STEP_SHIFT = FRACTION_BITS + 12  # flows are in 1 / 4096 px
 _HALF_STEP = 1 << (_STEP_SHIFT - 1)
-
-EXCEEDED = -1
-"""In place of an end: the path left its reach."""
 
 SINK_MIN_PATHS = 10  # a sink holds more paths than this,
 SINK_RADIUS = 2  # and as many as any pixel this near;

@@ -6,7 +6,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from cellmill.instances.mask_kernels import EXCEEDED
+from cellmill.instances.extents import EXCEEDED
 
 __all__ = ["keep_within_reach", "mark_seams", "measure_extents", "take_pieces"]
 

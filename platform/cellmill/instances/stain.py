@@ -8,7 +8,7 @@ both and takes up what neither explains. Optical density is -log10(I / 255), wit
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["OD_LOOKUP", "OD_UNITS", "stain_densities"]
+__all__ = ["EOSIN_RGB", "HEMATOXYLIN_RGB", "OD_LOOKUP", "OD_UNITS", "stain_densities"]
 
 OD_UNITS = 1 << 20
 """Units of `OD_LOOKUP` for an optical density of 1: sums of densities are sums of integers, in whatever order."""
@@ -16,12 +16,14 @@ OD_UNITS = 1 << 20
 OD_LOOKUP: npt.NDArray[np.int32] = np.rint(-np.log10(np.maximum(np.arange(256), 1) / 255) * OD_UNITS).astype(np.int32)
 """Optical density of each grey level, in 1 / OD_UNITS."""
 
-_HEMATOXYLIN_RGB = (0.650, 0.704, 0.286)
-_EOSIN_RGB = (0.072, 0.990, 0.105)
+HEMATOXYLIN_RGB = (0.650, 0.704, 0.286)
+"""Absorption of hematoxylin in red, green and blue, of length 1 but for rounding."""
+EOSIN_RGB = (0.072, 0.990, 0.105)
+"""Absorption of eosin."""
 
 
 def _unmixing() -> npt.NDArray[np.float64]:
-    stains = np.array([_HEMATOXYLIN_RGB, _EOSIN_RGB], np.float64)
+    stains = np.array([HEMATOXYLIN_RGB, EOSIN_RGB], np.float64)
     stains /= np.linalg.norm(stains, axis=1, keepdims=True)
     rest = np.cross(stains[0], stains[1])
     return np.asarray(np.linalg.inv(np.vstack([stains, rest / np.linalg.norm(rest)])), np.float64)

@@ -17,7 +17,9 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-__all__ = ["heat_flow_of_patch", "label_boxes", "masks_to_flows", "masks_to_hv"]
+from cellmill.instances.extents import label_extents
+
+__all__ = ["heat_flow_of_patch", "masks_to_flows", "masks_to_hv"]
 
 
 def masks_to_flows(labels: NDArray[np.integer]) -> NDArray[np.float32]:
@@ -53,7 +55,7 @@ def masks_to_hv(labels: NDArray[np.integer]) -> NDArray[np.float32]:
     dense = _densely_labelled(labels)
     hv = np.zeros((2, *dense.shape), np.float32)
     if dense.size > 0:
-        boxes, sums = label_boxes(dense)
+        boxes, sums = label_extents(dense, max(int(dense.max()), 0))
         _hv_of_all(dense, boxes, sums, hv)
     return hv
 
@@ -96,7 +98,7 @@ def _signed_share(at: int, center: int, first: int, last: int) -> float:
 
 @njit(cache=True, nogil=True)
 def _flows_of_all(labels: NDArray[np.int32], flows: NDArray[np.float32]) -> None:
-    boxes, sums = label_boxes(labels)
+    boxes, sums = label_extents(labels, max(labels.max(), 0))
     largest = 0
     for label in range(1, len(boxes)):
         if sums[label, 0] > 0:
@@ -125,31 +127,6 @@ def _flows_of_all(labels: NDArray[np.int32], flows: NDArray[np.float32]) -> None
                     at = 1 + (y + 1) * (width + 1) + x
                     flows[0, y0 + y, x0 + x] = scratch[2, at]
                     flows[1, y0 + y, x0 + x] = scratch[3, at]
-
-
-@njit(cache=True, nogil=True)
-def label_boxes(labels: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """Bounding boxes (n + 1, 4) as y0, x0, y1, x1 inclusive, and (n + 1, 3): pixels, sum of y, sum of x, by label."""
-    height, width = labels.shape
-    num_labels = max(labels.max(), 0)
-    boxes = np.zeros((num_labels + 1, 4), np.int32)
-    boxes[:, 0] = height
-    boxes[:, 1] = width
-    boxes[:, 2:] = -1
-    sums = np.zeros((num_labels + 1, 3), np.int64)
-    for y in range(height):
-        for x in range(width):
-            label = labels[y, x]
-            if label <= 0:
-                continue
-            boxes[label, 0] = min(boxes[label, 0], y)
-            boxes[label, 1] = min(boxes[label, 1], x)
-            boxes[label, 2] = y
-            boxes[label, 3] = max(boxes[label, 3], x)
-            sums[label, 0] += 1
-            sums[label, 1] += y
-            sums[label, 2] += x
-    return boxes, sums
 
 
 @njit(cache=True, nogil=True)
