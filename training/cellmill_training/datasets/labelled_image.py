@@ -91,7 +91,8 @@ class LabelledImage:
             "densely_numbered() closes gaps",
         )
         self._require(
-            len(self.labels) == len(counts), f"has {len(counts)} instances but {len(self.labels)} labels; each needs one"
+            len(self.labels) == len(counts),
+            f"has {len(counts)} instances, but {len(self.labels)} labels",
         )
 
     def _require(self, holds: bool, complaint: str) -> None:
