@@ -18,7 +18,7 @@ from cellmill.synthetic.tissue import render_region
 from cellmill_training.augment import AugmentConfig, geometric_crop, restained
 from cellmill_training.local_sets import TrainingData
 from cellmill_training.loop import LoopConfig, LossIsNotFiniteError
-from cellmill_training.losses import CellLoss, allowed_planes, set_cross_entropy
+from cellmill_training.losses import CellLoss, Targets, allowed_planes, set_cross_entropy
 from cellmill_training.mixture import MixtureConfig
 from cellmill_training.negatives import glass_crop
 from cellmill_training.run import RunPlace, fresh_state, run_training
@@ -49,12 +49,14 @@ def test_a_nucleus_of_unknown_type_does_not_push_the_type_head() -> None:
     loss = CellLoss(torch.ones(7))
     parts = loss(
         outputs,
-        allowed_bits=torch.full((1, 4, 4), any_class()),
-        flow=torch.zeros(1, 2, 4, 4),
-        flow_known=torch.zeros(1, 4, 4, dtype=torch.bool),
+        Targets(
+            allowed_bits=torch.full((1, 4, 4), any_class()),
+            flow=torch.zeros(1, 2, 4, 4),
+            flow_known=torch.zeros(1, 4, 4, dtype=torch.bool),
+        ),
     )
-    assert float(parts.typing.detach()) == 0.0
-    assert float(parts.flow.detach()) == 0.0
+    assert float(parts.terms["typing"].detach()) == 0.0
+    assert float(parts.terms["flow"].detach()) == 0.0
     parts.total.backward()
     assert outputs.grad is not None
     gradient = outputs.grad[:, 3:]
@@ -66,9 +68,8 @@ def test_pixels_of_which_nothing_is_known_have_no_gradient() -> None:
     outputs = torch.randn(1, 10, 4, 4, requires_grad=True)
     unknown = torch.full((1, 4, 4), everything())
     flow_known = torch.zeros(1, 4, 4, dtype=torch.bool)
-    CellLoss(torch.ones(7))(
-        outputs, allowed_bits=unknown, flow=torch.zeros(1, 2, 4, 4), flow_known=flow_known
-    ).total.backward()
+    targets = Targets(allowed_bits=unknown, flow=torch.zeros(1, 2, 4, 4), flow_known=flow_known)
+    CellLoss(torch.ones(7))(outputs, targets).total.backward()
     assert outputs.grad is not None
     assert float(outputs.grad.abs().max()) < 1e-7
 

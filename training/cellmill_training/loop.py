@@ -1,8 +1,8 @@
 """The training loop: a plain function of a network, batches and a budget.
 
-Ray Train wraps it (`job.py`); tests call it with arrays. The budget is steps, seconds or both, and the learning rate
-follows whichever share of it is used up more, so that a run on a slow machine still ends its cosine. What is kept is an
-exponential moving average of the weights, which is better on small data than any single step.
+Ray Train wraps it (`ray_trainer.py`); tests call it with arrays. The budget is steps, seconds or both, and the learning
+rate follows whichever share of it is used up more, so that a run on a slow machine still ends its cosine. What is kept
+is an exponential moving average of the weights, which is better on small data than any single step.
 """
 
 import logging
@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from cellmill.models.networks import CellNetwork
-from cellmill_training.losses import CellLoss, LossParts
+from cellmill_training.losses import Loss, LossParts
 from cellmill_training.mixture import Batch
 
-__all__ = ["LoopConfig", "LossIsNotFiniteError", "TrainingState", "load_state", "save_state", "train"]
+__all__ = ["LoopConfig", "LossIsNotFiniteError", "TrainingState", "learnt_state", "load_state", "save_state", "train"]
 
 logger = logging.getLogger(__name__)
 
@@ -49,8 +49,14 @@ class LoopConfig:
     """Gradients longer than this are shortened."""
     checkpoint_seconds: float = 180.0
     """Time between checkpoints."""
+    checkpoint_steps: int | None = None
+    """Steps between checkpoints, beside the time; None for time alone."""
+    epoch_steps: int | None = None
+    """Steps between calls of `on_epoch`; None for none but the one at the end."""
     log_every_steps: int = 20
     """Steps between log lines."""
+    bfloat16_on_cuda: bool = True
+    """Run the network in bfloat16 where it can (autocast) on CUDA; losses and weights stay float32."""
 
     def __post_init__(self) -> None:
         if self.max_steps is None and self.time_budget_seconds is None:
@@ -61,6 +67,12 @@ class LoopConfig:
         by_steps = step / self.max_steps if self.max_steps else 0.0
         by_time = seconds / self.time_budget_seconds if self.time_budget_seconds else 0.0
         return min(1.0, max(by_steps, by_time))
+
+    def is_due(self, *, step: int, seconds: float) -> bool:
+        """Whether a checkpoint is due so many steps and seconds after the last."""
+        return seconds > self.checkpoint_seconds or (
+            self.checkpoint_steps is not None and step >= self.checkpoint_steps
+        )
 
 
 @dataclass
@@ -76,11 +88,22 @@ class TrainingState:
     @staticmethod
     def fresh(network: CellNetwork, config: LoopConfig) -> "TrainingState":
         """State before the first step."""
-        decayed = [p for p in network.parameters() if p.ndim > 1]
-        rest = [p for p in network.parameters() if p.ndim <= 1]
+        learnt = [p for p in network.parameters() if p.requires_grad]
+        decayed = [p for p in learnt if p.ndim > 1]
+        rest = [p for p in learnt if p.ndim <= 1]
         groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
         optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
-        return TrainingState(network, {k: v.detach().clone() for k, v in network.state_dict().items()}, optimizer)
+        return TrainingState(network, {k: v.clone() for k, v in learnt_state(network).items()}, optimizer)
+
+    def weights(self) -> dict[str, Tensor]:
+        """The whole network with its averaged weights, as a model folder holds it."""
+        return {**self.network.state_dict(), **self.averaged}
+
+
+def learnt_state(network: nn.Module) -> dict[str, Tensor]:
+    """The state dict without frozen parameters: a frozen encoder may be a hundred times the size of what is learnt."""
+    frozen = {name for name, parameter in network.named_parameters() if not parameter.requires_grad}
+    return {name: value.detach() for name, value in network.state_dict().items() if name not in frozen}
 
 
 def save_state(state: TrainingState, path: Path) -> None:
@@ -88,7 +111,7 @@ def save_state(state: TrainingState, path: Path) -> None:
     partial = path.with_suffix(".partial")
     torch.save(
         {
-            "network": state.network.state_dict(),
+            "network": learnt_state(state.network),
             "averaged": state.averaged,
             "optimizer": state.optimizer.state_dict(),
             "step": state.step,
@@ -102,8 +125,15 @@ def save_state(state: TrainingState, path: Path) -> None:
 def load_state(state: TrainingState, path: Path) -> None:
     """Continue from a checkpoint that `save_state` wrote; only tensors and plain values are read."""
     document = cast(dict[str, Any], torch.load(path, map_location="cpu", weights_only=True))
-    state.network.load_state_dict(document["network"])
-    state.averaged = document["averaged"]
+    wanted, got = learnt_state(state.network).keys(), document["network"].keys()
+    if wanted != got:
+        raise ValueError(
+            f"{path} is of another network: {len(wanted ^ got)} tensors differ, the first {min(wanted ^ got)!r}. "
+            "Start the run in an empty folder, or with the settings it was started with."
+        )
+    state.network.load_state_dict(document["network"], strict=False)
+    device = next(iter(state.averaged.values())).device
+    state.averaged = {name: value.to(device) for name, value in document["averaged"].items()}
     state.optimizer.load_state_dict(document["optimizer"])
     state.step, state.seconds = int(document["step"]), float(document["seconds"])
 
@@ -112,10 +142,11 @@ def train(
     state: TrainingState,
     batches: Iterator[Batch],
     *,
-    loss: CellLoss,
+    loss: Loss,
     config: LoopConfig,
     forward: nn.Module | None = None,
     on_checkpoint: Callable[[TrainingState, dict[str, float]], None] | None = None,
+    on_epoch: Callable[[TrainingState, dict[str, float]], None] | None = None,
     device: torch.device | None = None,
     agree: Callable[[float], float] | None = None,
 ) -> dict[str, float]:
@@ -127,7 +158,9 @@ def train(
         loss: what is minimised.
         config: budget and rates.
         forward: what is called in place of `state.network`, for wrappers such as DistributedDataParallel.
-        on_checkpoint: called every `checkpoint_seconds` and at the end, with running means of the loss terms.
+        on_checkpoint: called every `checkpoint_seconds` or `checkpoint_steps` and at the end, with running means of the
+            loss terms.
+        on_epoch: called every `epoch_steps` and at the end, before the checkpoint, with the same means.
         device: where the network is; CPU when not given.
         agree: maps this worker's seconds to those all workers go by. Workers that judged the budget by their own
             clocks would end, and report, at different steps and wait for each other for ever.
@@ -142,7 +175,7 @@ def train(
     on = device or torch.device("cpu")
     state.network.train()
     means: dict[str, float] = {}
-    last_checkpoint, last_time = state.seconds, time.monotonic()
+    saved_step, saved_seconds, last_time = state.step, state.seconds, time.monotonic()
     while (progress := config.progress(step=state.step, seconds=state.seconds)) < 1.0:
         _set_rate(state, config, progress)
         batch = next(batches)
@@ -155,25 +188,28 @@ def train(
             means[name] = 0.98 * means.get(name, value) + 0.02 * value
         if state.step % config.log_every_steps == 0:
             logger.info("step %d, %.0f s: %s", state.step, state.seconds, _line(means))
-        if on_checkpoint and state.seconds - last_checkpoint > config.checkpoint_seconds:
+        if config.progress(step=state.step, seconds=state.seconds) >= 1.0:
+            break  # what follows the last step is below
+        if on_epoch and config.epoch_steps and state.step % config.epoch_steps == 0:
+            on_epoch(state, means)
+            state.network.train()
+        if on_checkpoint and config.is_due(step=state.step - saved_step, seconds=state.seconds - saved_seconds):
             on_checkpoint(state, means)
-            last_checkpoint = state.seconds
+            saved_step, saved_seconds = state.step, state.seconds
+    if on_epoch:
+        on_epoch(state, means)
     if on_checkpoint:
         on_checkpoint(state, means)
     return means
 
 
 def _step(
-    model: nn.Module, state: TrainingState, batch: Batch, *, loss: CellLoss, config: LoopConfig, device: torch.device
+    model: nn.Module, state: TrainingState, batch: Batch, *, loss: Loss, config: LoopConfig, device: torch.device
 ) -> LossParts:
     images = batch.images.to(device).permute(0, 3, 1, 2).float()  # (B, 3, S, S), channels last in memory
-    outputs = model(images)
-    parts = loss(
-        outputs,
-        allowed_bits=batch.allowed_bits.to(device),
-        flow=batch.flow.to(device),
-        flow_known=batch.flow_known.to(device),
-    )
+    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda" and config.bfloat16_on_cuda):
+        outputs = model(images)
+    parts = loss(outputs.float(), batch.targets.to(device))
     if not bool(torch.isfinite(parts.total)):
         raise LossIsNotFiniteError(
             f"The loss at step {state.step} is not finite: {_line(_floats(parts))}. Lower learning_rate (now "
@@ -197,7 +233,7 @@ def _average(state: TrainingState, config: LoopConfig) -> None:
     # Early on the average must forget its random start faster than the decay alone would let it.
     decay = min(config.ema_decay, (1.0 + state.step) / (10.0 + state.step))
     with torch.no_grad():
-        for name, value in state.network.state_dict().items():
+        for name, value in learnt_state(state.network).items():
             kept = state.averaged[name]
             if kept.dtype.is_floating_point:
                 kept.lerp_(value, 1.0 - decay)
@@ -206,12 +242,7 @@ def _average(state: TrainingState, config: LoopConfig) -> None:
 
 
 def _floats(parts: LossParts) -> dict[str, float]:
-    return {
-        "total": float(parts.total.detach()),
-        "detection": float(parts.detection.detach()),
-        "typing": float(parts.typing.detach()),
-        "flow": float(parts.flow.detach()),
-    }
+    return {"total": float(parts.total.detach()), **{name: float(term.detach()) for name, term in parts.terms.items()}}
 
 
 def _line(means: dict[str, float]) -> str:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from cellmill.instances.targets import masks_to_hv
 from cellmill_training.augment import (
     AugmentConfig,
     Crop,
@@ -26,10 +27,11 @@ from cellmill_training.augment import (
     restained,
     rgb_of,
 )
+from cellmill_training.losses import Targets
 from cellmill_training.negatives import glass_crop, plain_tissue_crop, texture_crop
 from cellmill_training.samples import TissueSample
 
-__all__ = ["Batch", "CropSource", "MixtureConfig", "batches"]
+__all__ = ["Batch", "CropSource", "MixtureConfig", "batches", "prefetched", "stacked"]
 
 HEMATOXYLIN_ONLY = "dsb18"
 
@@ -63,9 +65,7 @@ class Batch:
     """One training batch."""
 
     images: Tensor  # uint8 (B, S, S, 3)
-    allowed_bits: Tensor  # int32 (B, S, S)
-    flow: Tensor  # float32 (B, 2, S, S)
-    flow_known: Tensor  # bool (B, S, S)
+    targets: Targets
 
 
 class CropSource:
@@ -162,13 +162,21 @@ def _centers(sample: TissueSample) -> tuple[npt.NDArray[np.float64], npt.NDArray
 def _made(source: CropSource, *, batch_size: int, seed: int) -> Iterator[Batch]:
     rng = np.random.default_rng(seed)
     while True:
-        crops = [source.draw(rng) for _ in range(batch_size)]
-        yield Batch(
-            images=torch.from_numpy(np.stack([crop.image for crop in crops])),
+        yield stacked([source.draw(rng) for _ in range(batch_size)])
+
+
+def stacked(crops: Sequence[Crop], *, with_hv: bool = False) -> Batch:
+    """Crops of one size as a batch; `with_hv` adds the hv family's targets."""
+    hv = torch.from_numpy(np.stack([masks_to_hv(crop.instances) for crop in crops])) if with_hv else None
+    return Batch(
+        images=torch.from_numpy(np.stack([crop.image for crop in crops])),
+        targets=Targets(
             allowed_bits=torch.from_numpy(np.stack([crop.allowed for crop in crops]).astype(np.int32)),
             flow=torch.from_numpy(np.stack([crop.flow for crop in crops])),
             flow_known=torch.from_numpy(np.stack([crop.flow_known for crop in crops])),
-        )
+            hv=hv,
+        ),
+    )
 
 
 def batches(source: CropSource, *, batch_size: int, seed: int, prefetch: int = 0) -> Iterator[Batch]:
@@ -180,10 +188,11 @@ def batches(source: CropSource, *, batch_size: int, seed: int, prefetch: int = 0
     made = _made(source, batch_size=batch_size, seed=seed)
     if prefetch == 0:
         return made
-    return _prefetched(made, prefetch)
+    return prefetched(made, prefetch)
 
 
-def _prefetched(made: Iterator[Batch], depth: int) -> Iterator[Batch]:
+def prefetched(made: Iterator[Batch], depth: int) -> Iterator[Batch]:
+    """The same batches, made up to `depth` ahead by a thread."""
     waiting: queue.Queue[Batch | BaseException] = queue.Queue(depth)
     stopped = threading.Event()
 

@@ -16,7 +16,7 @@ from cellmill.models.config import builtin_config
 from cellmill.models.loading import save_model
 from cellmill.models.networks import CellNetwork, build_model
 from cellmill_training.local_sets import TrainingData
-from cellmill_training.loop import TrainingState, load_state, save_state, train
+from cellmill_training.loop import TrainingState, learnt_state, load_state, save_state, train
 from cellmill_training.losses import CellLoss
 from cellmill_training.mixture import Batch, CropSource, batches
 from cellmill_training.student_recipe import CLASS_WEIGHTS, StudentRecipe
@@ -93,13 +93,13 @@ def run_training(
         logger.info("Resumed at step %d, %.0f s.", state.step, state.seconds)
     elif initial_weights is not None:
         state.network.load_state_dict(initial_weights)
-        state.averaged = {name: value.detach().clone() for name, value in state.network.state_dict().items()}
+        state.averaged = {name: value.clone() for name, value in learnt_state(state.network).items()}
     weights = torch.tensor([CLASS_WEIGHTS[name] for name in builtin_config(recipe.architecture).ontology.names])
 
     def keep(state: TrainingState, means: dict[str, float]) -> None:
         if rank == 0:
             save_state(state, place.checkpoint)
-            save_model(builtin_config(recipe.architecture), state.averaged, place.model)
+            save_model(builtin_config(recipe.architecture), state.weights(), place.model)
         if on_checkpoint:
             on_checkpoint(state, means)
 

@@ -1,47 +1,27 @@
-"""The training loss: set-valued cross-entropy for what a pixel is, and a flow loss inside known nuclei.
+"""The loss of students without a teacher: set-valued cross-entropy, and a flow loss inside known nuclei.
 
 Letters: B batch, K = 1 + C channels of the class head (background first), H and W pixels.
 """
-
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from cellmill.models.config import FLOW_CHANNELS
+from cellmill_training.losses.parts import LossParts, Targets
+from cellmill_training.losses.sets import allowed_planes, mean_of_allowed, set_cross_entropy
 
-__all__ = ["CellLoss", "LossParts", "allowed_planes", "set_cross_entropy"]
+__all__ = ["CellLoss", "flow_error"]
 
-
-def allowed_planes(bits: Tensor, num_channels: int) -> Tensor:
-    """Bit sets (B, H, W) of any integer type to booleans (B, K, H, W)."""
-    shifts = torch.arange(num_channels, device=bits.device).view(1, -1, 1, 1)
-    return ((bits.to(torch.int64).unsqueeze(1) >> shifts) & 1).bool()
-
-
-def set_cross_entropy(logits: Tensor, allowed: Tensor) -> Tensor:
-    """-log of the total probability of the allowed classes, per pixel.
-
-    Equals cross-entropy where one class is allowed, and is 0 where all are. Where none is, it is 0 too.
-
-    Args:
-        logits: (B, K, H, W).
-        allowed: booleans (B, K, H, W).
-    """
-    total = torch.logsumexp(logits, dim=1)  # (B, H, W)
-    inside = torch.logsumexp(logits.masked_fill(~allowed, -1e4), dim=1)
-    return torch.where(allowed.any(dim=1), total - inside, torch.zeros_like(total))
+_FEW_PIXELS = 100.0
+"""Added to a mean's denominator, so that a batch with next to no nuclei does not shout."""
 
 
-@dataclass(frozen=True)
-class LossParts:
-    """The terms of one step's loss; `total` is what is minimised."""
-
-    total: Tensor
-    detection: Tensor
-    typing: Tensor
-    flow: Tensor
+def flow_error(outputs: Tensor, targets: Targets) -> Tensor:
+    """Mean squared error of the flows over pixels of nuclei whose outline can be trusted."""
+    known = targets.flow_known.unsqueeze(1)
+    error = functional.mse_loss(outputs[:, :FLOW_CHANNELS], targets.flow, reduction="none") * known
+    return error.sum() / (2.0 * known.sum() + _FEW_PIXELS)
 
 
 class CellLoss:
@@ -57,17 +37,10 @@ class CellLoss:
         self.typing_weight = typing_weight
         self.flow_weight = flow_weight
 
-    def __call__(self, outputs: Tensor, *, allowed_bits: Tensor, flow: Tensor, flow_known: Tensor) -> LossParts:
-        """Loss of network outputs (B, 2 + K, H, W).
-
-        Args:
-            outputs: of the network.
-            allowed_bits: (B, H, W) integer bit sets.
-            flow: (B, 2, H, W) unit targets.
-            flow_known: (B, H, W) booleans.
-        """
+    def __call__(self, outputs: Tensor, targets: Targets) -> LossParts:
+        """Loss of network outputs (B, 2 + K, H, W)."""
         logits = outputs[:, FLOW_CHANNELS:]
-        allowed = allowed_planes(allowed_bits, logits.shape[1])
+        allowed = allowed_planes(targets.allowed_bits, logits.shape[1])
         nucleus_logit = torch.logsumexp(logits[:, 1:], dim=1)
         collapsed = torch.stack([logits[:, 0], nucleus_logit], dim=1)
         collapsed_allowed = torch.stack([allowed[:, 0], allowed[:, 1:].any(dim=1)], dim=1)
@@ -76,13 +49,10 @@ class CellLoss:
         types = allowed[:, 1:]
         believed = torch.sigmoid(nucleus_logit - logits[:, 0]).detach()
         certain = torch.where(allowed[:, 0], believed, torch.ones_like(believed))
-        rarity = (types * self.class_weights.view(1, -1, 1, 1)).sum(dim=1) / types.sum(dim=1).clamp(min=1)
         informative = types.any(dim=1) & ~types.all(dim=1)
-        weight = certain * rarity * informative
-        typing = (set_cross_entropy(logits[:, 1:], types) * weight).sum() / (weight.sum() + 100.0)
+        weight = certain * mean_of_allowed(self.class_weights, types) * informative
+        typing = (set_cross_entropy(logits[:, 1:], types) * weight).sum() / (weight.sum() + _FEW_PIXELS)
 
-        known = flow_known.unsqueeze(1)
-        error = functional.mse_loss(outputs[:, :FLOW_CHANNELS], flow, reduction="none") * known
-        flow_loss = error.sum() / (2.0 * known.sum() + 100.0)
-        total = detection + self.typing_weight * typing + self.flow_weight * flow_loss
-        return LossParts(total=total, detection=detection, typing=typing, flow=flow_loss)
+        flow = flow_error(outputs, targets)
+        total = detection + self.typing_weight * typing + self.flow_weight * flow
+        return LossParts(total, {"detection": detection, "typing": typing, "flow": flow})
