@@ -16,6 +16,7 @@ from cellmill_schemas.ontology import (
     get_ontology,
     load_ontology,
 )
+from cellmill_schemas.ontology_mappings import get_mapping
 from cellmill_schemas.slides import STATUS_SCHEMA, ExcludedArea, SlideStatus
 
 
@@ -85,6 +86,25 @@ def test_a_mapping_keeps_ambiguous_classes_as_sets() -> None:
         ),
     )
     assert mapping.target_indices("epithelial") == (0, 4)
+
+
+def test_pannukes_inflammatory_and_monusacs_epithelial_stay_open_in_the_refined_ontology() -> None:
+    refined7 = get_ontology("refined7")
+    pannuke, monusac = (get_mapping(get_ontology(name), refined7) for name in ("pannuke5", "monusac4"))
+    names = refined7.names
+    assert {names[i] for i in pannuke.target_indices("inflammatory")} == {"lymphocyte", "macrophage", "neutrophil"}
+    assert {names[i] for i in monusac.target_indices("epithelial")} == {"neoplastic", "epithelial"}
+    assert get_mapping(refined7, refined7).target_indices("dead") == (3,)
+
+
+def test_a_mapping_that_does_not_exist_says_which_do() -> None:
+    with pytest.raises(KeyError, match="pannuke5 to refined7"):
+        get_mapping(get_ontology("ikem3"), get_ontology("refined7"))
+
+
+@pytest.mark.parametrize("name", ["pannuke5", "monusac4", "consep7", "conic6", "puma10", "histoplus13"])
+def test_every_published_ontology_maps_to_refined7(name: str) -> None:
+    assert len(get_mapping(get_ontology(name), get_ontology("refined7")).pairs) == len(get_ontology(name))
 
 
 def test_every_rounded_column_is_in_the_schema() -> None:

@@ -208,6 +208,25 @@ _BUILTIN = (
         ("endothelium", _SKY, ("nuclei_endothelium",)),
         ("apoptosis", _BLACK, ("nuclei_apoptosis", "dead")),
     ),
+    _ontology(
+        "consep7",
+        ("other", (150, 150, 150), ("miscellaneous",)),
+        ("inflammatory", _BLUE, ()),
+        ("healthy epithelial", _ORANGE, ("normal epithelium",)),
+        ("malignant epithelial", _RED, ("dysplastic epithelial", "dysplastic/malignant epithelial", "neoplastic")),
+        ("fibroblast", _GREEN, ()),
+        ("muscle", (166, 118, 29), ()),
+        ("endothelial", _SKY, ("endothelium",)),
+    ),
+    _ontology(
+        "conic6",
+        ("neutrophil", _YELLOW, ("neutrophils",)),
+        ("epithelial", _ORANGE, ("epithelium",)),
+        ("lymphocyte", _BLUE, ("lymphocytes",)),
+        ("plasma cell", _PINK, ("plasma",)),
+        ("eosinophil", (240, 90, 140), ("eosinophils",)),
+        ("connective", _GREEN, ("connective tissue",)),
+    ),
 )
 
 
