@@ -11,7 +11,6 @@ Images are kept at about 0.36 um/px, finer than the model grid, so that random s
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
 
 import cv2
 import numpy as np
@@ -20,6 +19,7 @@ import numpy.typing as npt
 from cellmill.instances.stain import stain_densities
 from cellmill.instances.targets import masks_to_flows
 from cellmill_schemas.ontology import Ontology, get_ontology
+from cellmill_training.datasets.splitting import Split
 
 __all__ = [
     "BACKGROUND_BIT",
@@ -41,8 +41,6 @@ STORE_MPP = 0.36
 """Samples finer than this are brought to it; coarser ones stay as they are."""
 
 BACKGROUND_BIT = np.uint16(1)
-
-Split = Literal["train", "validation", "test"]
 
 
 def training_ontology() -> Ontology:
