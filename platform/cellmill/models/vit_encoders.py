@@ -8,7 +8,7 @@ covers exactly `token_px` px of the model grid, a power of two, and a decoder th
 ends on the tile's own pixels. At 0.25 um/px `token_px` is 16: a 256 px tile of PanNuke is shrunk to 224 px for patches
 of 14, which is what H-optimus-0 was trained on, 16 x 16 tokens at their own position embeddings; nothing is padded or
 cut off, and the maps need no resampling. At 0.5 um/px it is 8 (the tile is enlarged by 14 / 8), so that a token covers
-the same 4 um. Position embeddings are interpolated by timm where a tile has more tokens than the encoder was trained on.
+the same 4 um. Where a tile has more tokens than the encoder was trained on, timm interpolates position embeddings.
 
 Blocks are counted from 1, as UNETR (Hatamizadeh et al., WACV 2022) counts its z_i, the outputs of block i: the paper
 (Shvetsov et al. 2025, section 3) writes Z_i with i in [1, 14, 26, 38] in that notation. HistoPLUS (Adjadj et al. 2025,
@@ -52,16 +52,7 @@ class VitEncoder:
     """Of the file that holds the encoder's weights; empty where they are in the model's own weights file."""
 
     def __post_init__(self) -> None:
-        names = [name for name, _ in self.options]
-        unknown = sorted(set(names) - _OPTIONS)
-        if unknown or names != sorted(set(names)):
-            raise ValueError(
-                f"Encoder options must be sorted, unique and of {sorted(_OPTIONS)}, got {names}"
-                + (f"; unknown: {unknown}." if unknown else ".")
-            )
-        layer = dict(self.options).get("mlp_layer", "Mlp")
-        if layer not in _MLP_LAYERS:
-            raise ValueError(f"mlp_layer must be one of {sorted(_MLP_LAYERS)}, got {layer!r}.")
+        _check_options(dict(self.options))
         if not self.blocks or list(self.blocks) != sorted(set(self.blocks)) or self.blocks[0] < 1:
             raise ValueError(f"blocks must rise from 1 on, got {self.blocks}.")
         if self.token_px < 2 or self.token_px & (self.token_px - 1):
@@ -173,9 +164,19 @@ def timm_encoder(
     """
     from cellmill.models.networks.vit_encoder import measure_vit
 
+    _check_options(options)
     chosen = _sorted_options(options)
     patch_px, depth = measure_vit(timm_name, chosen)
     return VitEncoder(timm_name, chosen, patch_px, spaced_blocks(depth, num_blocks), token_px, frozen)
+
+
+def _check_options(options: Mapping[str, _Scalar]) -> None:
+    unknown = sorted(options.keys() - _OPTIONS)
+    if unknown:
+        raise ValueError(f"Encoder options must be of {', '.join(sorted(_OPTIONS))}; got {', '.join(unknown)}.")
+    layer = options.get("mlp_layer", "Mlp")
+    if layer not in _MLP_LAYERS:
+        raise ValueError(f"mlp_layer must be one of {', '.join(sorted(_MLP_LAYERS))}, got {layer!r}.")
 
 
 def _sorted_options(options: Mapping[str, _Scalar]) -> tuple[tuple[str, _Scalar], ...]:
