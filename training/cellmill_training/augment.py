@@ -6,7 +6,7 @@ image and not once per crop. Colour is varied in optical density: a change of st
 3 x 3 matrix there, so strong variation costs next to nothing.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -23,6 +23,7 @@ __all__ = [
     "nuclei_shaded",
     "od_of",
     "pink_tissue",
+    "reappeared",
     "restained",
     "rgb_of",
 ]
@@ -183,6 +184,16 @@ def nuclei_shaded(crop: Crop, density: FloatImage, *, rng: np.random.Generator) 
     factors[0] = 1.0
     field = cv2.GaussianBlur(factors[crop.instances], (0, 0), 0.8)
     return density * field[..., None]
+
+
+def reappeared(crop: Crop, *, config: AugmentConfig, rng: np.random.Generator) -> Crop:
+    """The crop as another lab might have stained it and another camera seen it; its labels are untouched."""
+    density = od_of(crop.image)
+    if rng.random() < 0.9:
+        density = restained(density, config=config, rng=rng)
+    if rng.random() < 0.4 and crop.instances.any():
+        density = nuclei_shaded(crop, density, rng=rng)
+    return replace(crop, image=blemished(rgb_of(density), rng=rng))
 
 
 def blemished(image: npt.NDArray[np.uint8], *, rng: np.random.Generator) -> npt.NDArray[np.uint8]:

@@ -16,17 +16,7 @@ import torch
 from torch import Tensor
 
 from cellmill.instances.targets import masks_to_hv
-from cellmill_training.augment import (
-    AugmentConfig,
-    Crop,
-    blemished,
-    geometric_crop,
-    nuclei_shaded,
-    od_of,
-    pink_tissue,
-    restained,
-    rgb_of,
-)
+from cellmill_training.augment import AugmentConfig, Crop, geometric_crop, pink_tissue, reappeared
 from cellmill_training.losses import Targets
 from cellmill_training.negatives import glass_crop, plain_tissue_crop, texture_crop
 from cellmill_training.samples import TissueSample
@@ -107,13 +97,7 @@ class CropSource:
             crop = plain_tissue_crop(self._texture(rng), rng=rng)
         else:
             crop = self._from_sample(name, rng)
-        density = od_of(crop.image)
-        if rng.random() < 0.9:
-            density = restained(density, config=self._augment, rng=rng)
-        if rng.random() < 0.4 and crop.instances.any():
-            density = nuclei_shaded(crop, density, rng=rng)
-        image = blemished(rgb_of(density), rng=rng)
-        return Crop(image, crop.allowed, crop.flow, crop.flow_known, crop.instances)
+        return reappeared(crop, config=self._augment, rng=rng)
 
     def _texture(self, rng: np.random.Generator) -> npt.NDArray[np.float32]:
         texture = self._textures[int(rng.integers(len(self._textures)))]

@@ -44,6 +44,16 @@ class RunPlace:
         """Folder of the averaged weights, ready for `load_model`."""
         return self.folder / "model"
 
+    @property
+    def history(self) -> Path:
+        """Figures of each epoch, one JSON line each."""
+        return self.folder / "history.jsonl"
+
+    @property
+    def examples(self) -> Path:
+        """Pictures of what the network finds in validation images."""
+        return self.folder / "examples"
+
 
 def fresh_state(recipe: StudentRecipe, *, device: torch.device | None = None) -> TrainingState:
     """A network with random weights and its optimiser."""
