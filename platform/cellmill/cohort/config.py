@@ -82,6 +82,14 @@ class SegmentCohortConfig:
     reader_memory_gib: float = 4.0
     """Most memory a slide reader's process may take, in GiB."""
 
+    slide_cache: str = ""
+    """Folder on each node's own disk that slides behind URLs are brought to, shared by the node's workers. Default: one
+    of this user's below the system's temporary folder."""
+
+    slide_cache_gib: float = 0.0
+    """Most that the slide cache may hold, in GiB; the slides used longest ago go first. Default (0): half of the disk
+    space that is free there."""
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "slides", (self.slides,) if isinstance(self.slides, str) else tuple(self.slides))
         _check(bool(self.out), "--out", self.out, "a folder or URL", "say where the cell set goes")
@@ -128,6 +136,7 @@ class SegmentCohortConfig:
             "more than 0 seconds",
             "try 120",
         )
+        _check(self.slide_cache_gib >= 0, "--slide-cache-gib", self.slide_cache_gib, "0 GiB or more", "leave it out")
         _check(
             self.reader_memory_gib >= 0.25, "--reader-memory-gib", self.reader_memory_gib, "0.25 GiB or more", "try 4"
         )

@@ -17,6 +17,7 @@ from cellmill.cohort.sources import CohortModel
 from cellmill.grid import TileGeometry
 from cellmill.instances.flow_decoder import FlowDecoder, FlowDecoderConfig
 from cellmill.slides.isolation import ReaderLimits
+from cellmill.staging.cache import SlideCache, default_cache_folder
 from cellmill.store.claims import Owner
 from cellmill.store.identity import CellSetIdentity
 from cellmill.store.objects import ObjectStore
@@ -56,6 +57,8 @@ class RunContext:
     reader_timeout_seconds: float
     reader_memory_bytes: int
     max_attempts: int
+    slide_cache: SlideCache
+    """Where slides behind URLs are brought to."""
 
     @property
     def ontology(self) -> Ontology:
@@ -130,6 +133,10 @@ def make_context(
         reader_timeout_seconds=config.reader_timeout_seconds,
         reader_memory_bytes=int(config.reader_memory_gib * (1 << 30)),
         max_attempts=config.max_attempts,
+        slide_cache=SlideCache(
+            folder=Path(config.slide_cache) if config.slide_cache else default_cache_folder(),
+            max_bytes=int(config.slide_cache_gib * (1 << 30)),
+        ),
     )
 
 

@@ -11,7 +11,6 @@ from typing import Any
 
 from cellmill.cohort.committing import CommitResult, SlideCommit
 from cellmill.cohort.context import RunContext
-from cellmill.cohort.listing import is_remote
 from cellmill.cohort.manifest import SlideSource
 from cellmill.cohort.plan import facts_from_json, field_from_json
 from cellmill.cohort.planning import refuse_other_scale
@@ -19,6 +18,7 @@ from cellmill.cohort.progress import Progress, RunTotals
 from cellmill.cohort.rows import Row
 from cellmill.cohort.stages import failure_reason
 from cellmill.slides.fingerprint import slide_fingerprint
+from cellmill.staging.remote import is_remote
 from cellmill.store.cellset import CellSet
 from cellmill.store.errors import OutputError, SlideClaimedError, StoreError
 from cellmill.store.work import FieldCounts

@@ -7,7 +7,9 @@ below it; an MRXS file stands for its folder of the same name, a folder of DICOM
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
-__all__ = ["SLIDE_SUFFIXES", "expand_slides", "is_remote", "require_absolute", "resolve_beside"]
+from cellmill.staging.remote import is_remote
+
+__all__ = ["SLIDE_SUFFIXES", "expand_slides", "require_absolute", "resolve_beside"]
 
 SLIDE_SUFFIXES = (".svs", ".svslide", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".czi", ".tif", ".tiff", ".dcm")
 """What a folder is searched for. A file named outright is taken whatever its suffix."""
@@ -35,11 +37,6 @@ def expand_slides(text: str) -> list[str]:
             f"{', '.join(SLIDE_SUFFIXES)}."
         )
     return sorted(str(filesystem.unstrip_protocol(entry)) if is_remote(text) else _local(entry) for entry in found)
-
-
-def is_remote(text: str) -> bool:
-    """Whether `text` is a URL of something other than the local file system."""
-    return "://" in text and not text.startswith(("file://", "local://"))
 
 
 def require_absolute(flag: str, text: str) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 from cellmill.cohort.attempts import outliving_reader_crashes
 from cellmill.cohort.claims import check_driver_claim
 from cellmill.cohort.context import RunContext
-from cellmill.cohort.fetch import local_copy
 from cellmill.cohort.manifest import SlideSource
 from cellmill.cohort.plan import SlidePlan, plan_fields
 from cellmill.cohort.rows import Row, RowKind
@@ -39,20 +38,11 @@ class PlanSlide(Stage):
     def handle(self, row: Row, source: SlideSource) -> Iterator[Row]:
         """A slide in; its plan and the fields to do out."""
         context, store = self._context, self._context.store
-        path = local_copy(source.url)
-        fingerprint = _fingerprint(path)
-        status = CellSet(store.url).check_unchanged(source.slide_id, slide_fingerprint=fingerprint)
-        if status is not None and status.outcome in ("done", "done_empty"):
-            refuse_other_scale(status, source.mpp if source.mpp is not None else context.mpp)
+        with context.slide_cache.stage(source.url) as slide:
+            plan = self._plan(source, slide.path)
+        if plan is None:
             yield Row(kind="ended", slide_id=source.slide_id)
             return
-        plan = outliving_reader_crashes(
-            lambda: plan_slide(source, str(path), context),
-            store=store,
-            slide_id=source.slide_id,
-            slide_fingerprint=fingerprint,
-            max_attempts=context.max_attempts,
-        )
         check_driver_claim(store, source.slide_id, driver=context.driver)
         work = context.work(plan.facts)
         discard_other_work(store, work)
@@ -69,6 +59,22 @@ class PlanSlide(Stage):
         for strip in cut_into_strips(plan, missing, num_strips=self._num_strips):
             document = {"source": asdict(source), "strip": strip.to_json()}
             yield Row(kind="strip", slide_id=source.slide_id, document=document)
+
+    def _plan(self, source: SlideSource, path: Path) -> SlidePlan | None:
+        """What there is to do; None for a slide that is done already."""
+        context, store = self._context, self._context.store
+        fingerprint = _fingerprint(path)
+        status = CellSet(store.url).check_unchanged(source.slide_id, slide_fingerprint=fingerprint)
+        if status is not None and status.outcome in ("done", "done_empty"):
+            refuse_other_scale(status, source.mpp if source.mpp is not None else context.mpp)
+            return None
+        return outliving_reader_crashes(
+            lambda: plan_slide(source, str(path), context),
+            store=store,
+            slide_id=source.slide_id,
+            slide_fingerprint=fingerprint,
+            max_attempts=context.max_attempts,
+        )
 
 
 def _fingerprint(path: Path) -> str:

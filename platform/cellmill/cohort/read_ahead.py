@@ -5,7 +5,7 @@ place; fields go round the readers and come back in order. One reader keeps up w
 """
 
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,10 +15,9 @@ import numpy.typing as npt
 
 from cellmill.cohort.attempts import outliving_reader_crashes
 from cellmill.cohort.context import RunContext
-from cellmill.cohort.fetch import local_copy
 from cellmill.cohort.field import FieldPixels, read_field
 from cellmill.cohort.manifest import SlideSource
-from cellmill.cohort.stages import open_source
+from cellmill.cohort.open_slides import OpenSlides
 from cellmill.cohort.strips import StripTask
 from cellmill.cohort.tile_memory import TileMemory
 from cellmill.slides.errors import SlideError
@@ -77,14 +76,14 @@ class _Reader:
     def __init__(self, context: RunContext, number: int) -> None:
         self._context = context
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"cellmill-read-{number}")
-        self._slides: OrderedDict[tuple[str, str], IsolatedSlide] = OrderedDict()
+        self._slides = OpenSlides(context, most=_MAX_OPEN_SLIDES)
 
     def submit(self, strip: StripTask, number: int, source: SlideSource, memory: TileMemory) -> Future[ReadField]:
         fresh = memory.fresh(number)
         return self._thread.submit(self._read, strip, number, source, fresh)
 
     def close(self) -> None:
-        self._thread.submit(self._close_slides, keep=0)
+        self._thread.submit(self._slides.close_all)
         self._thread.shutdown(wait=True, cancel_futures=False)
 
     def _read(self, strip: StripTask, number: int, source: SlideSource, fresh: npt.NDArray[np.bool_]) -> ReadField:
@@ -100,18 +99,12 @@ class _Reader:
         return ReadField(seen, time.monotonic() - started)
 
     def _slide(self, source: SlideSource, facts: SlideFacts) -> IsolatedSlide:
-        key = (source.url, facts.slide_fingerprint)
-        if key in self._slides:
-            self._slides.move_to_end(key)
-            return self._slides[key]
-        self._close_slides(keep=_MAX_OPEN_SLIDES - 1)
-        slide = open_source(source, str(local_copy(source.url)), self._context)
+        slide = self._slides.get(source)
+        if slide.info.fingerprint == facts.slide_fingerprint:
+            return slide
+        # The file is another one than when this slide was opened, or than when it was planned.
+        self._slides.close(source)
+        slide = self._slides.get(source)
         if slide.info.fingerprint != facts.slide_fingerprint:
-            slide.close()
             raise SlideError("The slide's file changed while the slide was being done. Run the same command again.")
-        self._slides[key] = slide
         return slide
-
-    def _close_slides(self, *, keep: int) -> None:
-        while len(self._slides) > keep:
-            self._slides.popitem(last=False)[1].close()

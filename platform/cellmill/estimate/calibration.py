@@ -7,7 +7,6 @@ functions, and committed in the end, so that bytes are those of real files.
 
 import tempfile
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, islice
@@ -16,13 +15,12 @@ from pathlib import Path
 import numpy as np
 
 from cellmill.cohort.context import RunContext
-from cellmill.cohort.fetch import local_copy
 from cellmill.cohort.field import FieldResult, finish_field, predict_field, read_field
 from cellmill.cohort.granted import pin_threads
 from cellmill.cohort.manifest import SlideSource
+from cellmill.cohort.open_slides import OpenSlides
 from cellmill.cohort.plan import FieldTask
 from cellmill.cohort.sources import CohortModel
-from cellmill.cohort.stages import open_source
 from cellmill.cohort.tiles import Verdict
 from cellmill.estimate.spending import Spent, Stopwatch, cpu_seconds, peak_memory
 from cellmill.estimate.survey import SlideSurvey, analysed_px
@@ -141,7 +139,7 @@ class CalibrationWorker:
         parent = context.store.url if Path(context.store.url).is_dir() else None
         self._folder = tempfile.TemporaryDirectory(prefix="cellmill-estimate-", dir=parent)
         self._context = _context_of_pieces(context, Path(self._folder.name) / "measured")
-        self._slides: OrderedDict[str, IsolatedSlide] = OrderedDict()
+        self._slides = OpenSlides(context, most=_MAX_OPEN_SLIDES)
         self._source = model().open(
             device=context.device, batch_size=context.batch_size, num_threads=context.threads_per_worker
         )
@@ -152,7 +150,7 @@ class CalibrationWorker:
         self._context = replace(context, store=ObjectStore(Path(self._folder.name) / "start"))
         self.measure([piece], seconds=0.0)
         self._context = context
-        self._close_slides(keep=0)
+        self._slides.close_all()
         return WorkerStart(Spent(cpu_seconds(), time.perf_counter() - self._began))
 
     def measure(self, pieces: Sequence[Piece], *, seconds: float) -> Measured:
@@ -169,23 +167,16 @@ class CalibrationWorker:
 
     def close(self) -> None:
         """End the slide readers and remove what was written."""
-        self._close_slides(keep=0)
+        self._slides.close_all()
         self._folder.cleanup()
 
     def _do(self, piece: Piece) -> Measured:
         """One piece."""
-        url, opened = piece.source.url, Measured()
-        if url not in self._slides:
-            self._close_slides(keep=_MAX_OPEN_SLIDES - 1)
-            path, watch = str(local_copy(url)), Stopwatch()
-            self._slides[url] = open_source(piece.source, path, self._context)
+        opened, is_open, watch = Measured(), piece.source in self._slides, Stopwatch()
+        slide = self._slides.get(piece.source)
+        if not is_open:
             opened = Measured(open=watch.lap(), num_opened=1)
-        self._slides.move_to_end(url)
-        return opened.plus(self._segment(piece.task, self._slides[url], Stopwatch()))
-
-    def _close_slides(self, *, keep: int) -> None:
-        while len(self._slides) > keep:
-            self._slides.popitem(last=False)[1].close()
+        return opened.plus(self._segment(piece.task, slide, Stopwatch()))
 
     def _segment(self, task: FieldTask, slide: IsolatedSlide, watch: Stopwatch) -> Measured:
         context, geometry, ontology = self._context, self._context.geometry, self._context.ontology

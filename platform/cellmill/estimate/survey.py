@@ -9,8 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from cellmill.cohort.context import RunContext
-from cellmill.cohort.fetch import local_copy
-from cellmill.cohort.listing import is_remote
 from cellmill.cohort.manifest import SlideSource
 from cellmill.cohort.plan import SlidePlan
 from cellmill.cohort.planning import plan_slide
@@ -21,6 +19,7 @@ from cellmill.cohort.tiles import TileGrid, Verdict, count_tiles
 from cellmill.estimate.cost import Workload
 from cellmill.estimate.spending import Spent, Stopwatch
 from cellmill.grid import Box, SlideGrid, TileGeometry
+from cellmill.staging.remote import is_remote
 from cellmill.store.work import SlideFacts
 
 __all__ = ["SlideSurvey", "Unusable", "analysed_px", "choose_slides", "survey_slide"]
@@ -68,9 +67,9 @@ def survey_slide(source: SlideSource, context: RunContext, *, num_strips: int) -
         num_strips: strips that the run would cut the slide into, at least.
     """
     try:
-        path = str(local_copy(source.url))
-        watch = Stopwatch()
-        plan = plan_slide(source, path, context)
+        with context.slide_cache.stage(source.url) as slide:
+            watch = Stopwatch()
+            plan = plan_slide(source, str(slide.path), context)
         strips = cut_into_strips(plan, plan.fields, num_strips=num_strips)
         spent = watch.lap()
         predictions = tuple(_num_predictions(strip, context.geometry) for strip in strips)

@@ -3,7 +3,8 @@
 Everything a cell set writes goes through the five writing methods of `ObjectStore` (`put`, `create`, `publishing`,
 `delete`, `delete_tree`), each of which either happens or does not: a reader never sees half an object. On a local disk
 that is a temporary file beside the target, fsync and rename (hard link for `create`, which must not overwrite); on an
-object store a single put is atomic by itself. Keys are relative to the root, `/`-separated, and cannot leave it.
+object store a single put is atomic by itself, and what passes (throttling, a dropped connection) is waited out. Keys
+are relative to the root, `/`-separated, and cannot leave it.
 """
 
 import errno
@@ -23,6 +24,7 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
+from cellmill.retrying import retried
 from cellmill.store.errors import OutputError, UnsafeNameError
 
 __all__ = ["HashingFile", "ObjectStore"]
@@ -104,7 +106,9 @@ class ObjectStore:
             FileNotFoundError: when there is no such object.
         """
         with self._explaining("read", key):
-            return Path(self.path(key)).read_bytes() if self._local else self._fs.cat_file(self.path(key))
+            return (
+                Path(self.path(key)).read_bytes() if self._local else retried(lambda: self._fs.cat_file(self.path(key)))
+            )
 
     def get_many(self, keys: list[str]) -> dict[str, bytes]:
         """Bytes of the objects that exist, fetched at once where the storage can."""
@@ -112,13 +116,15 @@ class ObjectStore:
             found = {key: self._get_if_there(key) for key in keys}
             return {key: data for key, data in found.items() if data is not None}
         with self._explaining("read", f"{len(keys)} objects"):
-            paths = {self.path(key): key for key in keys}
-            found = self._fs.cat(list(paths), on_error="omit") if len(paths) > 1 else None
-            if found is None:
-                found = {path: self._get_if_there(key) for path, key in paths.items()}
-            by_path = {self._fs._strip_protocol(path): data for path, data in found.items()}
-            wanted = {key: by_path.get(self._fs._strip_protocol(path)) for path, key in paths.items()}
-            return {key: data for key, data in wanted.items() if data is not None}
+            paths = {self._fs._strip_protocol(self.path(key)): key for key in keys}
+            found: Any = retried(lambda: self._fs.cat(list(paths), on_error="return", recursive=False))
+            if not isinstance(found, dict):  # one path is answered without its name
+                found = dict.fromkeys(paths, found)
+            answers = {paths[self._fs._strip_protocol(path)]: answer for path, answer in found.items()}
+            # What could not be read is not absent: those are read again, patiently, and raise if need be.
+            again = [key for key, answer in answers.items() if isinstance(answer, Exception)]
+            answers |= {key: self._get_if_there(key) for key in again}
+            return {key: data for key, data in answers.items() if data is not None}
 
     def _get_if_there(self, key: str) -> bytes | None:
         try:
@@ -129,7 +135,9 @@ class ObjectStore:
     def exists(self, key: str) -> bool:
         """Whether there is such an object."""
         with self._explaining("look for", key):
-            return Path(self.path(key)).is_file() if self._local else bool(self._fs.isfile(self.path(key)))
+            return (
+                Path(self.path(key)).is_file() if self._local else retried(lambda: _is_file(self._fs, self.path(key)))
+            )
 
     def open_random(self, key: str) -> pa.NativeFile:
         """The object opened for Arrow's own random reads."""
@@ -148,7 +156,7 @@ class ObjectStore:
                 keys = [path.relative_to(self._root).as_posix() for path in found]
             else:
                 root = self._fs._strip_protocol(self._root).rstrip("/") + "/"
-                keys = [path.removeprefix(root) for path in self._fs.find(self.path(prefix))]
+                keys = [path.removeprefix(root) for path in retried(lambda: self._fs.find(self.path(prefix)))]
         return sorted(key for key in keys if not _is_temporary(key.rsplit("/", 1)[-1]))
 
     def list_names(self, prefix: str) -> list[str]:
@@ -158,7 +166,7 @@ class ObjectStore:
                 if self._local:
                     names = [path.name for path in Path(self.path(prefix)).iterdir()]
                 else:
-                    found = self._fs.ls(self.path(prefix), detail=False)
+                    found = retried(lambda: self._fs.ls(self.path(prefix), detail=False))
                     names = [path.rstrip("/").rsplit("/", 1)[-1] for path in found]
             except (FileNotFoundError, NotADirectoryError):
                 return []
@@ -178,7 +186,7 @@ class ObjectStore:
                 with _local_temporary(Path(path), finish=os.replace) as file:
                     file.write(data)
             else:
-                self._fs.pipe_file(path, data)
+                retried(lambda: self._fs.pipe_file(path, data))
 
     def create(self, key: str, data: bytes) -> bool:
         """Write the object if there is none; of several writers exactly one gets True."""
@@ -192,15 +200,28 @@ class ObjectStore:
                     with _memory_lock:
                         self._fs.pipe_file(path, data, mode="create")
                 else:
-                    self._fs.pipe_file(path, data, mode="create")
+                    return self._create_remote(path, data)
             except FileExistsError:
                 return False
-            except OSError:
-                # s3fs reports S3's "precondition failed" as a bare OSError.
-                if self._local or not self._fs.exists(path):
-                    raise
-                return False
         return True
+
+    def _create_remote(self, path: str, data: bytes) -> bool:
+        """Put if absent. A put whose answer was lost may have been done: then what is there is ours."""
+        answers_lost = 0
+
+        def attempt() -> bool:
+            nonlocal answers_lost
+            try:
+                self._fs.pipe_file(path, data, mode="create")
+            except OSError as error:
+                # s3fs reports S3's "precondition failed" as FileExistsError or as a bare OSError.
+                if _is_file(self._fs, path):
+                    return answers_lost > 0 and bool(self._fs.cat_file(path) == data)
+                answers_lost += not isinstance(error, FileExistsError)
+                raise
+            return True
+
+        return retried(attempt)
 
     @contextmanager
     def publishing(self, key: str) -> Generator[IO[bytes]]:
@@ -222,7 +243,7 @@ class ObjectStore:
                 if isinstance(self._fs, MemoryFileSystem):
                     self._fs.pipe_file(path, scratch.read_bytes())
                 else:
-                    self._fs.put_file(str(scratch), path)
+                    retried(lambda: self._fs.put_file(str(scratch), path))
 
     def delete(self, key: str) -> None:
         """Remove the object if it is there."""
@@ -230,8 +251,8 @@ class ObjectStore:
         with self._explaining("delete", key):
             if self._local:
                 Path(path).unlink(missing_ok=True)
-            elif self._fs.isfile(path):
-                self._fs.rm_file(path)
+            elif self.exists(key):
+                retried(lambda: self._fs.rm_file(path))
 
     def delete_tree(self, prefix: str) -> None:
         """Remove all objects below a folder, in the order of their keys, and the folder."""
@@ -243,7 +264,9 @@ class ObjectStore:
                 shutil.rmtree(self.path(prefix), ignore_errors=True)  # empty folders and temporary files
         elif keys:
             with self._explaining("delete", prefix):
-                self._fs.rm(self.path(prefix), recursive=True)  # listed again, deleted a thousand at a time
+                retried(
+                    lambda: self._fs.rm(self.path(prefix), recursive=True)
+                )  # listed again, deleted a thousand at a time
 
     def sweep(self, folder: str, *, name: str = "*") -> None:
         """Remove temporary files that killed writers of objects called `name` left below a folder of a local disk."""
@@ -275,6 +298,14 @@ def _advice(error: Exception) -> str:
     if isinstance(error, PermissionError) or number in (errno.EROFS, errno.EACCES):
         return "Make the place writable for this user or choose another --out, then run the same command again."
     return "Check that the place exists and can be reached and written, then run the same command again."
+
+
+def _is_file(filesystem: Any, path: str) -> bool:
+    """fsspec's own `isfile` takes any failure to look for absence."""
+    try:
+        return bool(filesystem.info(path)["type"] == "file")
+    except FileNotFoundError:
+        return False
 
 
 def _is_temporary(name: str) -> bool:
