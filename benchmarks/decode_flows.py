@@ -11,7 +11,7 @@ from benchmarks.harness import Row, compare, timed
 from cellmill.instances.flow_decoder import FlowDecoder, FlowDecoderConfig
 from cellmill.instances.maps import FLOW_SCALE, PROB_SCALE, DenseMaps
 from cellmill.instances.testing import MapNoise, crowded_nuclei, draw_maps
-from cellmill.metrics.panoptic import match_instances
+from cellmill.metrics.matching import match_instances
 
 SIDE_PX, NUM_NUCLEI, NUM_CLASSES, MPP = 2048, 1900, 7, 0.5
 CELLPOSE = {"niter": 200, "flow_threshold": 0.4, "min_size": 15}

@@ -18,7 +18,7 @@ from cellmill.instances.hv_decoder import HvDecoder, HvDecoderConfig
 from cellmill.instances.maps import HV_SCALE, PROB_SCALE, HvMaps
 from cellmill.instances.measure import SlideKey, measure_cells
 from cellmill.instances.testing import MapNoise, crowded_nuclei, draw_hv_maps
-from cellmill.metrics.panoptic import match_instances
+from cellmill.metrics.matching import match_instances
 from cellmill_schemas.ontology import get_ontology
 
 SIDE_PX, NUM_NUCLEI, MPP = 2048, 1900, 0.5

@@ -18,7 +18,7 @@ import torch
 from cellmill.instances.maps import DenseMaps, quantise_flow, quantise_prob
 from cellmill.models.config import FLOW_CHANNELS
 from cellmill.models.networks import CellNetwork
-from cellmill_training.evaluate import decoded
+from cellmill_training.evaluation.predictions import decoded
 from cellmill_training.samples import (
     BACKGROUND_BIT,
     Labels,
