@@ -54,9 +54,11 @@ class ImageTally:
 
     def weighted(self, weights: Floats) -> "ImageTally":
         """Sums over the leading axis of n images, each taken as often as `weights` (R, n) says: leading axis R."""
-        return ImageTally(
-            **{item.name: np.tensordot(weights, getattr(self, item.name), axes=(1, 0)) for item in fields(self)}
-        )
+        columns = {item.name: np.asarray(getattr(self, item.name), np.float64) for item in fields(self)}
+        sums: dict[str, Floats] = {
+            name: np.tensordot(weights, column, axes=(1, 0)).astype(np.float64) for name, column in columns.items()
+        }
+        return ImageTally(**sums)
 
     def take(self, rows: npt.NDArray[np.integer]) -> "ImageTally":
         """Some of the images."""
@@ -88,9 +90,9 @@ def tally_image(
         predicted: (H, W) labels 1 to m, 0 background.
         type_prob: (m + 1, C) type probabilities of predicted instance k in row k. Row 0 is not used.
     """
-    known = permitted.any(axis=1) & ~permitted.all(axis=1)
-    if permitted.shape[1] == 1:  # one class: nothing is left open
-        known = permitted.any(axis=1)
+    num_permitted, num_types = permitted.sum(axis=1), permitted.shape[1]
+    # All types leave everything open, unless there is only one.
+    known: npt.NDArray[np.bool_] = (num_permitted > 0) & ((num_permitted < num_types) | (num_types == 1))
     sets = np.where(known[:, None], permitted, True)
     given = type_prob.argmax(axis=1)
     overlaps = find_overlaps(reference, predicted)
@@ -184,7 +186,8 @@ def _calibration(match: Match, sets: npt.NDArray[np.bool_], known: npt.NDArray[n
     # (low, high]: a confidence of exactly 1 belongs to the last bin.
     which = np.clip(np.ceil(confidence * NUM_BINS).astype(np.int64) - 1, 0, NUM_BINS - 1)
     columns = (np.ones(len(which)), confidence, right.astype(np.float64))
-    return np.stack([np.bincount(which, weights=column, minlength=NUM_BINS) for column in columns], axis=1)
+    sums = [np.bincount(which, weights=column, minlength=NUM_BINS) for column in columns]
+    return np.stack(sums, axis=1).astype(np.float64)
 
 
 def _confusion(match: Match, sets: npt.NDArray[np.bool_], known: npt.NDArray[np.bool_], given: Labels) -> Floats:

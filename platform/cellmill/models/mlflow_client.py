@@ -39,6 +39,8 @@ def open_client(uri: str) -> "MlflowClient":
     """
     # Read by MLflow once, while it is imported: a run on patient data reports its use to nobody.
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    # MLflow asks an absent server 7 times over some 4 minutes before it says so.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
     # A fresh SQLite store tells of each of its some forty migrations.
     for name in ("alembic", "mlflow.store.db.utils"):
         logging.getLogger(name).setLevel(logging.WARNING)

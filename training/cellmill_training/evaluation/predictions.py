@@ -7,7 +7,7 @@ margins that they have in a run.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -23,6 +23,8 @@ from cellmill.models.loading import LoadedModel
 from cellmill.models.networks import CellNetwork
 
 __all__ = ["CellPredictor", "PredictedCells", "decoded", "predicted_maps", "voted_types"]
+
+PixelT = TypeVar("PixelT", np.int16, np.uint8)
 
 _PAD_PX = 32
 _MULTIPLE = 64
@@ -64,7 +66,8 @@ class CellPredictor:
         assert self._segmenter is not None
         tiles, columns = tiles_of(image, self._segmenter)
         found = self._segmenter.predict(tiles)
-        vectors, prob = (_joined(cores, columns, image.shape[:2]) for cores in (found.vectors, found.prob))
+        vectors = _joined(found.vectors, columns, image.shape[:2])
+        prob = _joined(found.prob, columns, image.shape[:2])
         return make_decoder(self.model.config.decoder, mpp=self.model.config.target_mpp).maps(vectors, prob, (0, 0))
 
 
@@ -80,7 +83,7 @@ def tiles_of(image: npt.NDArray[np.uint8], segmenter: Segmenter) -> tuple[npt.ND
     return np.stack([padded[y : y + tile, x : x + tile] for y, x in places]).astype(np.uint8), columns
 
 
-def _joined(cores: npt.NDArray[np.integer], columns: int, shape: tuple[int, ...]) -> npt.NDArray[np.integer]:
+def _joined(cores: npt.NDArray[PixelT], columns: int, shape: tuple[int, ...]) -> npt.NDArray[PixelT]:
     """Cores (N, K, stride, stride), row by row, as one map (K, H, W)."""
     num_tiles, channels, stride, _ = cores.shape
     grid = cores.reshape(num_tiles // columns, columns, channels, stride, stride)

@@ -13,7 +13,7 @@ import dataclasses
 import json
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, cast
@@ -150,7 +150,7 @@ def tracked_run(
     data_digests: Mapping[str, str],
     folder: Path,
     run_id: str | None = None,
-) -> Iterator[TrackedRun]:
+) -> Generator[TrackedRun]:
     """Open a run; it ends FINISHED, FAILED when the block raises, or KILLED when it is interrupted.
 
     Args:
