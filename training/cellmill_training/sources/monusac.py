@@ -15,7 +15,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from cellmill_training.samples import BACKGROUND_BIT, Labels, TissueSample, bits_of, hematoxylin, make_sample
+from cellmill_training.datasets.unlabelled import surely_background
+from cellmill_training.samples import BACKGROUND_BIT, Labels, TissueSample, bits_of, make_sample
 from cellmill_training.sources.files import read_labels, read_rgb
 from cellmill_training.splits import split_groups
 
@@ -25,7 +26,6 @@ MONUSAC_MPP = 0.25
 _CLASS_NAMES = {1: ("neoplastic", "epithelial"), 2: ("lymphocyte",), 3: ("macrophage",), 4: ("neutrophil",)}
 _MACROPHAGE = 3
 _MIN_SOLIDITY = 0.88
-_RIM_PX = 6
 
 
 def read_monusac(folder: Path) -> list[TissueSample]:
@@ -56,7 +56,7 @@ def read_monusac(folder: Path) -> list[TissueSample]:
 def _labels(image: npt.NDArray[np.uint8], components: npt.NDArray[np.int32], classes: npt.NDArray[np.int32]) -> Labels:
     instances, convex = split_touching(components)
     inside = instances > 0
-    allowed = np.where(_surely_background(image, inside), BACKGROUND_BIT, _unlabelled()).astype(np.uint16)
+    allowed = np.where(surely_background(image, inside), BACKGROUND_BIT, _unlabelled()).astype(np.uint16)
     for value, names in _CLASS_NAMES.items():
         extra = int(BACKGROUND_BIT) if value == _MACROPHAGE else 0
         allowed[inside & (classes == value)] = bits_of(names) | extra
@@ -65,17 +65,6 @@ def _labels(image: npt.NDArray[np.uint8], components: npt.NDArray[np.int32], cla
 
 def _unlabelled() -> int:
     return int(BACKGROUND_BIT) | bits_of(["connective", "dead"])
-
-
-def _surely_background(image: npt.NDArray[np.uint8], inside: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """Pale pixels, and the rim of labelled nuclei."""
-    density = hematoxylin(image)
-    rest = float(np.median(density[~inside])) if (~inside).any() else 0.0
-    nuclei = float(np.median(density[inside])) if inside.any() else rest + 0.3
-    pale = density < rest + 0.35 * max(nuclei - rest, 0.05)
-    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * _RIM_PX + 1, 2 * _RIM_PX + 1))
-    rim = cv2.dilate(inside.astype(np.uint8), kernel).astype(np.bool_)
-    return ~inside & (pale | rim)
 
 
 def split_touching(

@@ -4,37 +4,17 @@ Scale: 0.5 um/px by construction. It teaches what no local real set has labels f
 from neoplastic, keratin and folds that are no nuclei) and is a quarter of a batch: real images decide how nuclei look.
 """
 
-import numpy as np
+from cellmill_training.datasets.readers.synthetic import render_images
+from cellmill_training.datasets.training_samples import sample_of
+from cellmill_training.samples import TissueSample, training_ontology
 
-from cellmill.grid import Box
-from cellmill.synthetic.tissue import render_region
-from cellmill_training.samples import BACKGROUND_BIT, Labels, TissueSample, make_sample
+__all__ = ["render_synthetic"]
 
-__all__ = ["SYNTHETIC_MPP", "render_synthetic"]
-
-SYNTHETIC_MPP = 0.5
 _FIRST_SEED = 910_000
 
 
 def render_synthetic(*, num_regions: int, side_px: int = 448) -> list[TissueSample]:
     """Regions of as many different slides, all for training."""
-    samples: list[TissueSample] = []
-    for number in range(num_regions):
-        seed = _FIRST_SEED + number
-        corner = int(np.random.default_rng(seed).integers(0, 4000))
-        box = Box(corner, corner, corner + side_px, corner + side_px)
-        region = render_region(seed, box, mpp=SYNTHETIC_MPP)
-        bits = np.concatenate([[BACKGROUND_BIT], np.left_shift(1, 1 + region.types.astype(np.int64))])
-        inside = region.labels > 0
-        samples.append(
-            make_sample(
-                region.image,
-                Labels(region.labels, bits[region.labels].astype(np.uint16), inside),
-                mpp=SYNTHETIC_MPP,
-                name=f"synthetic-{seed}",
-                source="synthetic",
-                group=f"synthetic-{seed}",
-                split="train",
-            )
-        )
-    return samples
+    seeds = range(_FIRST_SEED, _FIRST_SEED + num_regions)
+    ontology = training_ontology()
+    return [sample_of(image, split="train", ontology=ontology) for image in render_images(seeds, side_px=side_px)]
