@@ -57,6 +57,9 @@ class SlideStatus:
     """Size and content hash of head and tail of the slide file(s): a changed file is refused on resume."""
     cells_sha256: str = ""
     mask_digest: str = ""
+    """SHA-256 of the mask's level-0 pixels, whatever its shards."""
+    objects_sha256: str = ""
+    """SHA-256 of `slides/<slide_id>.sha256`, which lists every object of the slide with its own."""
     model_digest: str = ""
     config_digest: str = ""
     device_kind: str = ""
@@ -108,6 +111,7 @@ STATUS_SCHEMA = pa.schema(
         pa.field("slide_fingerprint", pa.string()),
         pa.field("cells_sha256", pa.string()),
         pa.field("mask_digest", pa.string()),
+        pa.field("objects_sha256", pa.string()),
         pa.field("model_digest", pa.string()),
         pa.field("config_digest", pa.string()),
         pa.field("device_kind", pa.string()),

@@ -215,8 +215,8 @@ class CellSet:
             write_status(self.store, status)
             remove_outputs(self.store, slide_id)
             remove_rescored(self.store, slide_id)
-            for folder in ("cells", "rescored"):
-                self.store.sweep(folder, name=f"{slide_id}.parquet")
+            for folder, suffix in (("cells", "parquet"), ("rescored", "parquet"), ("slides", "sha256")):
+                self.store.sweep(folder, name=f"{slide_id}.{suffix}")
             self.refresh_slides_table()
             self.end_slide(slide_id)
         finally:

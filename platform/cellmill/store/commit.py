@@ -2,8 +2,9 @@
 
 In this order, so that nothing a reader sees is ever partial and a killed commit only has to run again: every planned
 field has a part and every part its mask shards; reduced mask levels; seams and the merge into
-`cells/<slide_id>.parquet`, which appears whole; the mask's metadata, root last; the status in one put, which is what
-'done' means. Everything but the status is a function of the parts alone, so a second commit writes the same bytes.
+`cells/<slide_id>.parquet`, which appears whole; the mask's metadata, root last; the digests of all these objects; the
+status in one put, which is what 'done' means. Everything but the status is a function of the parts alone, so a second
+commit writes the same bytes.
 """
 
 import time
@@ -16,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cellmill.grid import FieldSpec, SlideGrid
+from cellmill.store.digests import write_digests
 from cellmill.store.errors import MissingFieldsError, SeamError
 from cellmill.store.layout import cells_key, mask_prefix, part_key, parts_prefix
 from cellmill.store.masks import MaskWriter, PaintedIds
@@ -68,8 +70,8 @@ def commit_slide(
         OutputError: when storage refuses; run again.
     """
     started = time.perf_counter()
-    for folder, name in (("cells", f"{work.slide_id}.parquet"), ("slides", f"{work.slide_id}.json")):
-        store.sweep(folder, name=name)  # what a killed commit left on a local disk
+    for folder, suffix in (("cells", "parquet"), ("slides", "json"), ("slides", "sha256")):
+        store.sweep(folder, name=f"{work.slide_id}.{suffix}")  # what a killed commit left on a local disk
     parts = _parts_of(store, work, planned)
     mask = MaskWriter(store, slide_id=work.slide_id, grid=work.grid, field_px=work.field_px)
     mask.write_pyramid(_present_shards(store, work, parts))
@@ -90,6 +92,7 @@ def commit_slide(
         seconds=round(counts.seconds + time.perf_counter() - started, 3),
         cells_sha256=cells.sha256,
         mask_digest=mask.digest(),
+        objects_sha256=write_digests(store, work.slide_id, {cells_key(work.slide_id): cells.sha256, **mask.digests()}),
     )
     write_status(store, status)
     return status

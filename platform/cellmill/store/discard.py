@@ -4,6 +4,7 @@ from cellmill.store.layout import (
     attempts_prefix,
     cells_key,
     claims_prefix,
+    digests_key,
     mask_prefix,
     rescored_key,
     work_marker_key,
@@ -34,10 +35,11 @@ def discard_other_work(store: ObjectStore, work: SlideWork) -> None:
 
 
 def remove_outputs(store: ObjectStore, slide_id: str) -> None:
-    """Remove table and mask; the mask's root first, so that no reader opens a rest."""
+    """Remove table, mask and digests; the mask's root first, so that no reader opens a rest."""
     store.delete(f"{mask_prefix(slide_id)}/zarr.json")
     store.delete(cells_key(slide_id))
     store.delete_tree(mask_prefix(slide_id))
+    store.delete(digests_key(slide_id))
 
 
 def remove_rescored(store: ObjectStore, slide_id: str) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from cellmill.store.errors import CellSetMismatchError
 from cellmill.store.layout import CELLSET_KEY
 from cellmill.store.objects import ObjectStore
+from cellmill.store.seal import SEAL_KEY, UNSEALED, sealed
 from cellmill_schemas.ontology import Ontology
 
 __all__ = ["CellSetIdentity", "create_or_check", "read_identity"]
@@ -63,7 +64,7 @@ def read_identity(store: ObjectStore) -> CellSetIdentity:
         ValueError: when its `cellset.json` is not one.
     """
     try:
-        return CellSetIdentity.from_json(json.loads(store.get(CELLSET_KEY)))
+        return CellSetIdentity.from_json(_document(store.get(CELLSET_KEY)))
     except FileNotFoundError:
         raise FileNotFoundError(
             f"There is no cell set at {store.url}: {CELLSET_KEY} is missing. Give the --out of a segment_cohort run."
@@ -76,10 +77,10 @@ def create_or_check(store: ObjectStore, identity: CellSetIdentity) -> None:
     Raises:
         CellSetMismatchError: naming each key that differs, with both values.
     """
-    document = json.dumps(identity.to_json(), indent=2, sort_keys=True).encode()
-    if store.create(CELLSET_KEY, document):
+    data = sealed(json.dumps({**identity.to_json(), SEAL_KEY: UNSEALED}, indent=2, sort_keys=True).encode())
+    if store.create(CELLSET_KEY, data):
         return
-    found, wanted = _flat(json.loads(store.get(CELLSET_KEY))), _flat(json.loads(document))
+    found, wanted = _flat(_document(store.get(CELLSET_KEY))), _flat(_document(data))
     differing = [key for key in sorted({*found, *wanted}) if found.get(key) != wanted.get(key)]
     if differing:
         absent = "(absent)"
@@ -88,6 +89,13 @@ def create_or_check(store: ObjectStore, identity: CellSetIdentity) -> None:
             f"{store.url} holds a cell set of another model or configuration:\n" + "\n".join(lines) + "\n"
             "Use another --out, or the settings it was made with."
         )
+
+
+def _document(data: bytes) -> dict[str, Any]:
+    """What `cellset.json` says, without its seal."""
+    document: dict[str, Any] = json.loads(data)
+    document.pop(SEAL_KEY, None)
+    return document
 
 
 def _flat(document: Any, prefix: str = "") -> dict[str, Any]:

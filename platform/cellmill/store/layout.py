@@ -12,6 +12,7 @@ __all__ = [
     "cells_key",
     "check_slide_id",
     "claims_prefix",
+    "digests_key",
     "mask_prefix",
     "mask_shard_key",
     "part_key",
@@ -57,6 +58,11 @@ def rescored_key(slide_id: str) -> str:
 def status_key(slide_id: str) -> str:
     """The slide's status: what decides whether it is done."""
     return f"{STATUS_FOLDER}/{check_slide_id(slide_id)}.json"
+
+
+def digests_key(slide_id: str) -> str:
+    """SHA-256 of each of the slide's committed objects."""
+    return f"{STATUS_FOLDER}/{check_slide_id(slide_id)}.sha256"
 
 
 def mask_prefix(slide_id: str) -> str:

@@ -29,6 +29,7 @@ from cellmill.store.shards import (
     decode_shard,
     encode_shard,
     mask_dtype,
+    pixels_digest,
     shard_px_of_field,
 )
 
@@ -84,6 +85,7 @@ class MaskWriter:
         self._dtype = mask_dtype(grid)
         self._levels = _levels(grid, shard_px=shard_px_of_field(field_px))
         self._written: set[str] = set()
+        self._sha256: dict[str, str] = {}
         self.findings = _Level0Findings()
 
     # -------------------------------------------------------------------------------------------- by each field
@@ -123,7 +125,7 @@ class MaskWriter:
                     data = encode_shard(chunks, shard_px=coarser.shard_px)
                     if data is not None:
                         key = self._shard_key(coarser.number, row, column)
-                        self._store.put(key, data)
+                        self._put(key, data)
                         written.add(key)
             self._written |= written
         if len(self._levels) == 1:
@@ -143,10 +145,7 @@ class MaskWriter:
 
     def digest(self) -> str:
         """SHA-256 of the level-0 pixels, chunk by chunk in raster order, whatever the shards; after `write_pyramid`."""
-        total = hashlib.sha256(f"{self._grid.height_px},{self._grid.width_px},{self._dtype.str}".encode())
-        for (row, column), digest in sorted(self.findings.digests.items()):
-            total.update(row.to_bytes(8, "little") + column.to_bytes(8, "little") + digest)
-        return total.hexdigest()
+        return pixels_digest(self._grid, self.findings.digests)
 
     def publish(self) -> None:
         """Remove what does not belong, then write the arrays' metadata and, last, the root's."""
@@ -157,10 +156,18 @@ class MaskWriter:
                 continue
             self._store.delete(key)
         for level in self._levels:
-            self._store.put(f"{prefix}/{level.number}/zarr.json", _array_metadata(level, self._dtype))
-        self._store.put(f"{prefix}/zarr.json", _root_metadata(self._levels, self._grid))
+            self._put(f"{prefix}/{level.number}/zarr.json", _array_metadata(level, self._dtype))
+        self._put(f"{prefix}/zarr.json", _root_metadata(self._levels, self._grid))
+
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of each of the mask's objects, by key; after `publish`."""
+        return dict(self._sha256)
 
     # ------------------------------------------------------------------------------------------------- inside
+
+    def _put(self, key: str, data: bytes) -> None:
+        self._store.put(key, data)
+        self._sha256[key] = hashlib.sha256(data).hexdigest()
 
     def _shard_key(self, level: int, row: int, column: int) -> str:
         return mask_shard_key(self._slide_id, level=level, row=row, column=column)
@@ -174,6 +181,8 @@ class MaskWriter:
         top, left = row * per_side, column * per_side
         rows, columns = range(within.y0 - top, within.y1 - top), range(within.x0 - left, within.x1 - left)
         data = self._store.get(key)
+        if key not in self._sha256:
+            self._sha256[key] = hashlib.sha256(data).hexdigest()
         try:
             for chunk in decode_shard(data, shard_px=level.shard_px, dtype=self._dtype, rows=rows, columns=columns):
                 placed = MaskChunk(chunk.row + top, chunk.column + left, chunk.pixels)

@@ -112,6 +112,8 @@ class ObjectStore:
 
     def get_many(self, keys: list[str]) -> dict[str, bytes]:
         """Bytes of the objects that exist, fetched at once where the storage can."""
+        if not keys:
+            return {}
         if self._local:
             found = {key: self._get_if_there(key) for key in keys}
             return {key: data for key, data in found.items() if data is not None}
@@ -180,7 +182,7 @@ class ObjectStore:
         Raises:
             OutputError: when the storage refuses; what was there before is untouched.
         """
-        path = self.path(key)
+        path = self._target(key)
         with self._explaining("write", key):
             if self._local:
                 with _local_temporary(Path(path), finish=os.replace) as file:
@@ -190,7 +192,7 @@ class ObjectStore:
 
     def create(self, key: str, data: bytes) -> bool:
         """Write the object if there is none; of several writers exactly one gets True."""
-        path = self.path(key)
+        path = self._target(key)
         with self._explaining("create", key):
             try:
                 if self._local:
@@ -230,7 +232,7 @@ class ObjectStore:
         A bucket gets it in one upload from a scratch file: an object store's own open-for-write would publish what
         was written so far when the block raises.
         """
-        path = self.path(key)
+        path = self._target(key)
         with self._explaining("write", key):
             if self._local:
                 with _local_temporary(Path(path), finish=os.replace) as file:
@@ -247,7 +249,7 @@ class ObjectStore:
 
     def delete(self, key: str) -> None:
         """Remove the object if it is there."""
-        path = self.path(key)
+        path = self._target(key)
         with self._explaining("delete", key):
             if self._local:
                 Path(path).unlink(missing_ok=True)
@@ -256,6 +258,7 @@ class ObjectStore:
 
     def delete_tree(self, prefix: str) -> None:
         """Remove all objects below a folder, in the order of their keys, and the folder."""
+        self._target(f"{prefix}/any")
         keys = self.list_keys(prefix)
         if self._local or isinstance(self._fs, MemoryFileSystem):
             for key in keys:
@@ -271,8 +274,24 @@ class ObjectStore:
     def sweep(self, folder: str, *, name: str = "*") -> None:
         """Remove temporary files that killed writers of objects called `name` left below a folder of a local disk."""
         if self._local:
-            for path in Path(self.path(folder)).rglob(f".{name}.*{_TEMPORARY_SUFFIX}"):
+            for path in Path(self._target(f"{folder}/any")).parent.rglob(f".{name}.*{_TEMPORARY_SUFFIX}"):
                 path.unlink(missing_ok=True)
+
+    def _target(self, key: str) -> str:
+        """`path(key)` of something to write or delete: links inside a local root must not lead out of it.
+
+        Raises:
+            UnsafeNameError: when the key, or a symbolic link on its way, would leave the root.
+        """
+        path = self.path(key)
+        if self._local:
+            folder, root = os.path.realpath(Path(path).parent), os.path.realpath(self._root)
+            if os.path.commonpath([folder, root]) != root:
+                raise UnsafeNameError(
+                    f"{path} leads out of {self.url} by a symbolic link. Nothing was changed there; remove the link "
+                    "or give the place it points to as --out."
+                )
+        return path
 
     @contextmanager
     def _explaining(self, verb: str, key: str) -> Generator[None]:

@@ -13,28 +13,41 @@ import pyarrow.parquet as pq
 
 from cellmill.store.layout import SLIDES_TABLE_KEY, STATUS_FOLDER, status_key
 from cellmill.store.objects import ObjectStore
+from cellmill.store.seal import SEAL_KEY, UNSEALED, sealed
 from cellmill_schemas.slides import STATUS_SCHEMA, SlideStatus
 
-__all__ = ["read_status", "read_statuses", "statuses_table", "write_slides_table", "write_status"]
+__all__ = ["parse_status", "read_status", "read_statuses", "statuses_table", "write_slides_table", "write_status"]
 
 
 def write_status(store: ObjectStore, status: SlideStatus) -> None:
     """Write the status in one put: from then on the slide has ended this way."""
-    store.put(status_key(status.slide_id), json.dumps(status.to_json(), indent=2).encode())
+    document = json.dumps({**status.to_json(), SEAL_KEY: UNSEALED}, indent=2).encode()
+    store.put(status_key(status.slide_id), sealed(document))
 
 
 def read_status(store: ObjectStore, slide_id: str) -> SlideStatus | None:
     """The slide's status; None while it has none."""
     key = status_key(slide_id)
     data = store.get_many([key]).get(key)
-    return None if data is None else SlideStatus.from_json(json.loads(data))
+    return None if data is None else parse_status(data)
 
 
 def read_statuses(store: ObjectStore) -> list[SlideStatus]:
     """All statuses, by slide id."""
     keys = [f"{STATUS_FOLDER}/{name}" for name in store.list_names(STATUS_FOLDER) if name.endswith(".json")]
     found = store.get_many(keys)
-    return sorted((SlideStatus.from_json(json.loads(data)) for data in found.values()), key=lambda s: s.slide_id)
+    return sorted((parse_status(data) for data in found.values()), key=lambda s: s.slide_id)
+
+
+def parse_status(data: bytes) -> SlideStatus:
+    """A status object's bytes as a status. Whether its seal holds is for `cellmill.verify` to say.
+
+    Raises:
+        ValueError: when it is none.
+    """
+    document: dict[str, Any] = json.loads(data)
+    document.pop(SEAL_KEY, None)
+    return SlideStatus.from_json(document)
 
 
 def statuses_table(statuses: list[SlideStatus]) -> pa.Table:
@@ -45,8 +58,11 @@ def statuses_table(statuses: list[SlideStatus]) -> pa.Table:
 def write_slides_table(store: ObjectStore) -> None:
     """Make `slides.parquet` again from the statuses there are."""
     sink = io.BytesIO()
-    pq.write_table(statuses_table(read_statuses(store)), sink, compression="zstd")
-    store.put(SLIDES_TABLE_KEY, sink.getvalue())
+    table = statuses_table(read_statuses(store))
+    with pq.ParquetWriter(sink, table.schema, compression="zstd") as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata({SEAL_KEY: UNSEALED})
+    store.put(SLIDES_TABLE_KEY, sealed(sink.getvalue()))
 
 
 def _row(status: SlideStatus) -> dict[str, Any]:

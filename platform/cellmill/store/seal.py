@@ -1,0 +1,40 @@
+"""Documents that carry their own digest, so that one changed byte anywhere in them shows.
+
+In: the bytes of a document that holds `SEAL_KEY` with `UNSEALED` as its value. Out: the same bytes, the value now the
+SHA-256 of the whole as it was. To check, the value is put back to `UNSEALED` and the bytes are hashed again. One put
+writes document and digest together, which a second object could not.
+"""
+
+import hashlib
+import re
+
+__all__ = ["SEAL_KEY", "UNSEALED", "is_sealed", "sealed"]
+
+SEAL_KEY = "sealed_sha256"
+UNSEALED = "0" * 64
+
+# Between name and value JSON has `": "`, and Parquet's footer a type and a length.
+_SEAL = re.compile(re.escape(SEAL_KEY).encode() + rb".{1,8}?([0-9a-f]{64})", re.DOTALL)
+
+
+def sealed(document: bytes) -> bytes:
+    """The document with its digest in the place kept for it."""
+    start, end = _place(document) or (0, 0)
+    assert document[start:end] == UNSEALED.encode(), "the document keeps no place for its digest"
+    return document[:start] + hashlib.sha256(document).hexdigest().encode() + document[end:]
+
+
+def is_sealed(document: bytes) -> bool:
+    """Whether the document is, byte for byte, what was sealed; False also where there is no seal."""
+    place = _place(document)
+    if place is None:
+        return False
+    start, end = place
+    unsealed = document[:start] + UNSEALED.encode() + document[end:]
+    return hashlib.sha256(unsealed).hexdigest().encode() == document[start:end]
+
+
+def _place(document: bytes) -> tuple[int, int] | None:
+    """Where the digest stands. The last place that looks like it: anything before may be text from outside."""
+    found = list(_SEAL.finditer(document))
+    return found[-1].span(1) if found else None
