@@ -67,7 +67,7 @@ def core_mm2(model: LoadedModel) -> float:
 
 def share_within(ours: TileMaps, theirs: TileMaps) -> float:
     """Share of pixels at which all maps lie within the tolerance of a backend."""
-    flow = np.abs(ours.flow.astype(int) - theirs.flow).max(axis=1) <= FLOW_SCALE / 128
+    flow = np.abs(ours.vectors.astype(int) - theirs.vectors).max(axis=1) <= FLOW_SCALE / 128
     prob = np.abs(ours.prob.astype(int) - theirs.prob).max(axis=1) <= PROB_TOLERANCE
     return float((flow & prob).mean())
 

@@ -217,7 +217,7 @@ def with_decode(predicted: Iterator[Any], decode: Callable[[], None], field: Fie
         waiting = due = 0
         decodes: list[Any] = []
         for maps in predicted:
-            waiting += len(maps.flow)
+            waiting += len(maps.vectors)
             while waiting - due >= field.num_tiles:
                 due += field.num_tiles
                 decodes.append(pool.submit(decode))

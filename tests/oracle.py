@@ -97,6 +97,7 @@ class OracleModel:
     ontology: Ontology = field(default_factory=lambda: get_ontology("refined7"))
     geometry: TileGeometry = GEOMETRY
     target_mpp: float = 0.5
+    decoder: str = "flows"
 
     def backend(self, device: str) -> str:
         return "oracle"
@@ -131,7 +132,7 @@ class OracleSource:
         stride = self._model.geometry.stride_px
         cores = [(slice(j * stride, (j + 1) * stride), slice(i * stride, (i + 1) * stride)) for i, j in tile_indices]
         return TileMaps(
-            flow=np.stack([_padded(flow[:, *core], stride, 0) for core in cores]),
+            vectors=np.stack([_padded(flow[:, *core], stride, 0) for core in cores]),
             prob=np.stack([_padded(prob[:, *core], stride, 0) for core in cores]),
         )
 

@@ -46,21 +46,21 @@ def test_a_tile_does_not_depend_on_the_tiles_it_came_with(fast: Segmenter, tiles
     together = fast.predict(tiles)
     for number in (0, 1, 4):
         alone = fast.predict(tiles[number : number + 1])
-        assert np.array_equal(alone.flow[0], together.flow[number])
+        assert np.array_equal(alone.vectors[0], together.vectors[number])
         assert np.array_equal(alone.prob[0], together.prob[number])
 
 
 def test_maps_are_tile_cores_on_the_quantised_scale(fast: Segmenter, tiles: npt.NDArray[np.uint8]) -> None:
     maps = fast.predict(tiles)
     stride = TILE_PX - 2 * MARGIN_PX
-    assert maps.flow.shape == (5, 2, stride, stride)
+    assert maps.vectors.shape == (5, 2, stride, stride)
     assert maps.prob.shape == (5, 8, stride, stride)
     sums = maps.prob.astype(int).sum(axis=1)
     assert abs(sums - 255).max() <= 4
 
 
 def test_no_tiles_give_no_maps(fast: Segmenter, tiles: npt.NDArray[np.uint8]) -> None:
-    assert len(fast.predict(tiles[:0]).flow) == 0
+    assert len(fast.predict(tiles[:0]).vectors) == 0
 
 
 def test_the_fast_cpu_backend_agrees_with_eager_torch(
@@ -72,9 +72,9 @@ def test_the_fast_cpu_backend_agrees_with_eager_torch(
 
 
 def _share_within(ours: TileMaps, theirs: TileMaps) -> float:
-    flow = np.abs(ours.flow.astype(int) - theirs.flow).max(axis=1) <= FLOW_SCALE / 128
+    vectors = np.abs(ours.vectors.astype(int) - theirs.vectors).max(axis=1) <= FLOW_SCALE / 128
     prob = np.abs(ours.prob.astype(int) - theirs.prob).max(axis=1) <= PROB_TOLERANCE
-    return float((flow & prob).mean())
+    return float((vectors & prob).mean())
 
 
 def test_cuda_is_refused_where_there_is_none() -> None:
@@ -88,8 +88,8 @@ def test_cuda_is_refused_where_there_is_none() -> None:
 def test_batches_one_after_another_give_what_predict_gives(fast: Segmenter, tiles: npt.NDArray[np.uint8]) -> None:
     together = fast.predict(tiles)
     one_by_one = list(fast.predict_batches(iter([tiles[:2], tiles[2:3], tiles[3:]])))
-    assert [len(maps.flow) for maps in one_by_one] == [2, 1, 2]
-    assert np.array_equal(np.concatenate([maps.flow for maps in one_by_one]), together.flow)
+    assert [len(maps.vectors) for maps in one_by_one] == [2, 1, 2]
+    assert np.array_equal(np.concatenate([maps.vectors for maps in one_by_one]), together.vectors)
     assert np.array_equal(np.concatenate([maps.prob for maps in one_by_one]), together.prob)
 
 
@@ -119,7 +119,7 @@ def test_the_pipeline_of_devices_gives_what_the_plain_path_gives(
         assert len(found) == num_batches
         for batch, maps in zip(batches, found, strict=True):
             expected = reference.run(batch)
-            assert np.array_equal(maps.flow, expected.flow)
+            assert np.array_equal(maps.vectors, expected.vectors)
             assert np.array_equal(maps.prob, expected.prob)
 
 
@@ -127,7 +127,7 @@ def test_maps_left_on_the_device_are_the_same(small_lite: LoadedModel, tiles: np
     pipeline = TorchCudaBackend(small_lite, batch_size=2, num_threads=1, device="cpu")
     batches = [tiles[:2], tiles[2:4], tiles[1:3]]
     for maps, left in zip(pipeline.run_many(batches), pipeline.run_on_device(batches), strict=True):
-        assert np.array_equal(maps.flow, left.flow.numpy())
+        assert np.array_equal(maps.vectors, left.vectors.numpy())
         assert np.array_equal(maps.prob, left.prob.numpy())
 
 
@@ -142,7 +142,7 @@ def test_a_graph_converted_once_gives_the_bytes_of_one_converted_here(tiles: npt
     assert ready.converted is not None
     cut = np.ascontiguousarray(tiles[:2, :128, :128])
     maps = [Segmenter.open(one, device="cpu", batch_size=1, num_threads=1).predict(cut) for one in (model, ready)]
-    assert np.array_equal(maps[0].flow, maps[1].flow)
+    assert np.array_equal(maps[0].vectors, maps[1].vectors)
     assert np.array_equal(maps[0].prob, maps[1].prob)
     reference = Segmenter.open(model, device="cpu", batch_size=1, num_threads=1, backend="reference").predict(cut)
     assert _share_within(maps[0], reference) >= 0.999

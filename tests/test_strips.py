@@ -8,14 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cellmill.cohort.field import FieldPixels, predict_field, read_field
+from cellmill.cohort.field import FieldMaps, FieldPixels, predict_field, read_field
 from cellmill.cohort.plan import SlidePlan, plan_fields
 from cellmill.cohort.sources import TileBatch
 from cellmill.cohort.strips import cut_into_strips, strips_per_slide
 from cellmill.cohort.tile_memory import TileMemory
 from cellmill.cohort.tiles import TileGrid, Verdict
 from cellmill.grid import Box, SlideGrid, TileGeometry
-from cellmill.instances.maps import DenseMaps
 from cellmill.models.inference import TileMaps
 from cellmill.slides.model_grid import ModelPixels
 from cellmill.store.work import SlideFacts
@@ -55,7 +54,7 @@ class CountingSource:
             inner = batch.pixels[:, 16:-16, 16:-16].astype(np.int16)  # (N, 64, 64, 3)
             flow = np.stack([inner[..., 0] - inner[..., 1], inner[..., 2]], axis=1)
             prob = np.stack([inner[..., 0]] * (len(ONTOLOGY) + 1), axis=1).astype(np.uint8)
-            yield TileMaps(flow=flow, prob=prob)
+            yield TileMaps(vectors=flow, prob=prob)
 
 
 @st.composite
@@ -77,7 +76,7 @@ def unreadable_boxes(plan: SlidePlan) -> tuple[Box, ...]:
     return tuple(GEOMETRY.core(i, j) for i, j in plan.tiles.analysed().tolist() if (3 * i + j) % 7 == 0)
 
 
-def alone(plan: SlidePlan, number: int) -> tuple[FieldPixels, DenseMaps]:
+def alone(plan: SlidePlan, number: int) -> tuple[FieldPixels, FieldMaps]:
     """A field done by itself."""
     task = plan.task(plan.fields[number])
     seen = read_field(task, NoisySlide(unreadable_boxes(plan)), geometry=GEOMETRY)
@@ -113,7 +112,7 @@ def test_a_strip_sees_each_tile_once_and_finds_what_fields_find_alone(plan: Slid
             memory.keep(number, seen, kept)
             expected, expected_maps = alone(plan, names.index(spec.name))
             assert np.array_equal(seen.tiles.verdicts, expected.tiles.verdicts)
-            assert np.array_equal(maps.flow, expected_maps.flow) and np.array_equal(maps.prob, expected_maps.prob)
+            assert np.array_equal(maps.vectors, expected_maps.vectors) and np.array_equal(maps.prob, expected_maps.prob)
             assert maps.origin_px == expected_maps.origin_px
             for i, j in seen.tiles.analysed().tolist():
                 part = GEOMETRY.core(i, j).clipped(task.window)

@@ -15,7 +15,9 @@ from cellmill import __version__
 from cellmill.cohort.config import SegmentCohortConfig
 from cellmill.cohort.sources import CohortModel
 from cellmill.grid import TileGeometry
-from cellmill.instances.flow_decoder import FlowDecoder, FlowDecoderConfig
+from cellmill.instances.choosing import make_decoder
+from cellmill.instances.flow_decoder import FlowDecoder
+from cellmill.instances.hv_decoder import HvDecoder
 from cellmill.slides.isolation import ReaderLimits
 from cellmill.staging.cache import SlideCache, default_cache_folder
 from cellmill.store.claims import Owner
@@ -42,7 +44,7 @@ class RunContext:
     store: ObjectStore
     identity: CellSetIdentity
     geometry: TileGeometry
-    decoder: FlowDecoder
+    decoder: FlowDecoder | HvDecoder
     driver: Owner
     """The process that holds the claims the workers work under."""
     target_mpp: float
@@ -96,7 +98,7 @@ def make_context(
         ValueError: when the tissue file cannot be read.
     """
     target_mpp = config.target_mpp or model.target_mpp
-    decoder = FlowDecoder(FlowDecoderConfig(mpp=target_mpp))
+    decoder = make_decoder(model.decoder, mpp=target_mpp)
     tissue = config.tissue if config.tissue in ("auto", "none") else Path(config.tissue).absolute()
     settings: dict[str, Any] = {
         "target_mpp": target_mpp,
@@ -104,7 +106,7 @@ def make_context(
         "reader": config.reader,
         "tile_px": model.geometry.tile_px,
         "margin_px": model.geometry.margin_px,
-        "decoder": {"kind": "flows", **asdict(decoder.config)},
+        "decoder": {"kind": model.decoder, **asdict(decoder.config)},
         "pseudonyms": None if secret is None else hmac.new(secret, b"cellmill", hashlib.sha256).hexdigest()[:16],
     }
     identity = CellSetIdentity(

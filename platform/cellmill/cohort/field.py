@@ -1,14 +1,14 @@
 """The work of one field in three steps that may overlap with those of the next: pixels in, instances out.
 
 `read_field`: FieldTask -> FieldPixels, the pixels of the tiles that core and halo touch, and each tile's final verdict.
-`predict_field` (where the model is): FieldPixels -> DenseMaps. `finish_field`: DenseMaps -> FieldResult, the cells that
+`predict_field` (where the model is): FieldPixels -> FieldMaps. `finish_field`: FieldMaps -> FieldResult, the cells that
 the core owns, the painted core, the counts. Dense maps never leave the process that made them. No Ray here.
 """
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ from cellmill.cohort.sources import MapSource, TileBatch
 from cellmill.cohort.tiles import TileGrid, Verdict, by_pixels, count_tiles
 from cellmill.grid import Box, SlideGrid, TileGeometry
 from cellmill.instances.decoder import Decoder, Instances
-from cellmill.instances.maps import PROB_SCALE, DenseMaps
+from cellmill.instances.maps import PROB_SCALE
 from cellmill.instances.measure import SlideKey, measure_cells, paint_core
 from cellmill.slides.model_grid import ModelPixels
 from cellmill.slides.quality import judge_tile
@@ -29,6 +29,7 @@ from cellmill_schemas.cells import ANCHOR_BITS
 from cellmill_schemas.ontology import Ontology
 
 __all__ = [
+    "FieldMaps",
     "FieldPixels",
     "FieldResult",
     "KeptMaps",
@@ -69,15 +70,29 @@ class KeptMaps:
     """Maps of a tile's core, or of a part of it."""
 
     box: Box
-    flow: npt.NDArray[np.int16]  # (2, h, w)
+    vectors: npt.NDArray[np.int16]  # (2, h, w)
     prob: npt.NDArray[np.uint8]  # (C + 1, h, w)
 
     def cut(self, part: Box, *, copied: bool = True) -> "KeptMaps":
         """What lies in `part`, which is inside `box`; a view where it need not outlive this."""
         rows = slice(part.y0 - self.box.y0, part.y1 - self.box.y0)
         columns = slice(part.x0 - self.box.x0, part.x1 - self.box.x0)
-        flow, prob = self.flow[:, rows, columns], self.prob[:, rows, columns]
-        return KeptMaps(part, flow.copy(), prob.copy()) if copied else KeptMaps(part, flow, prob)
+        vectors, prob = self.vectors[:, rows, columns], self.prob[:, rows, columns]
+        return KeptMaps(part, vectors.copy(), prob.copy()) if copied else KeptMaps(part, vectors, prob)
+
+
+@dataclass(frozen=True)
+class FieldMaps:
+    """Maps of a field's window, not yet of one family: its decoder knows what the vectors are."""
+
+    box: Box
+    vectors: npt.NDArray[np.int16]  # (2, H, W)
+    prob: npt.NDArray[np.uint8]  # (C + 1, H, W), background first
+
+    @property
+    def origin_px(self) -> tuple[int, int]:
+        """Absolute (x, y) of the window's first pixel."""
+        return self.box.x0, self.box.y0
 
 
 @dataclass(frozen=True)
@@ -133,7 +148,7 @@ def predict_field(
     batch_size: int,
     known: Mapping[TileIndex, KeptMaps] | None = None,
     keep: Callable[[TileIndex], Box | None] = lambda _: None,
-) -> tuple[DenseMaps, dict[TileIndex, KeptMaps]]:
+) -> tuple[FieldMaps, dict[TileIndex, KeptMaps]]:
     """Dense maps of core and halo: each pixel from the tile whose core holds it, background where that is excluded.
 
     Args:
@@ -159,7 +174,7 @@ def predict_field(
     batches = (_batch(task, seen, group, geometry) for group in groups)
     for group, found in zip(groups, source.predict(batches), strict=True):
         for number, (i, j) in enumerate(group.tolist()):
-            tile = KeptMaps(geometry.core(i, j), found.flow[number], found.prob[number])
+            tile = KeptMaps(geometry.core(i, j), found.vectors[number], found.prob[number])
             _paste(maps, tile)
             part = keep((i, j))
             if part is not None:
@@ -168,7 +183,13 @@ def predict_field(
 
 
 def finish_field(
-    task: FieldTask, seen: FieldPixels, maps: DenseMaps, *, decoder: Decoder, geometry: TileGeometry, ontology: Ontology
+    task: FieldTask,
+    seen: FieldPixels,
+    maps: FieldMaps,
+    *,
+    decoder: Decoder[Any],
+    geometry: TileGeometry,
+    ontology: Ontology,
 ) -> FieldResult:
     """Decode, measure and paint one field.
 
@@ -181,7 +202,7 @@ def finish_field(
         ontology: the model's classes.
     """
     facts, core, grid = task.facts, task.field.core, task.facts.grid
-    instances = decoder.decode(maps)
+    instances = decoder.decode(decoder.maps(maps.vectors, maps.prob, maps.origin_px))
     cells = measure_cells(
         instances,
         maps,
@@ -201,18 +222,20 @@ def _batch(task: FieldTask, seen: FieldPixels, indices: npt.NDArray[np.int64], g
     return TileBatch(slide_id=task.facts.slide_id, indices=indices, pixels=pixels)
 
 
-def _background_maps(window: Box, *, num_classes: int) -> DenseMaps:
+def _background_maps(window: Box, *, num_classes: int) -> FieldMaps:
     prob = np.zeros((num_classes + 1, window.height, window.width), np.uint8)
     prob[0] = PROB_SCALE
-    return DenseMaps(np.zeros((2, window.height, window.width), np.int16), prob, (window.x0, window.y0))
+    return FieldMaps(window, np.zeros((2, window.height, window.width), np.int16), prob)
 
 
-def _paste(maps: DenseMaps, tile: KeptMaps) -> None:
+def _paste(maps: FieldMaps, tile: KeptMaps) -> None:
     """Write what the window sees of a tile."""
     part = tile.box.clipped(maps.box)
     if part.area:
-        target, found = maps.window(part), tile.cut(part, copied=False)
-        target.flow[:], target.prob[:] = found.flow, found.prob
+        found = tile.cut(part, copied=False)
+        rows = slice(part.y0 - maps.box.y0, part.y1 - maps.box.y0)
+        columns = slice(part.x0 - maps.box.x0, part.x1 - maps.box.x0)
+        maps.vectors[:, rows, columns], maps.prob[:, rows, columns] = found.vectors, found.prob
 
 
 def slide_hash(slide_id: str) -> int:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from cellmill.cohort.attempts import counting_attempt
 from cellmill.cohort.context import RunContext
-from cellmill.cohort.field import FieldPixels, finish_field, predict_field
+from cellmill.cohort.field import FieldMaps, FieldPixels, finish_field, predict_field
 from cellmill.cohort.granted import pin_threads
 from cellmill.cohort.manifest import SlideSource
 from cellmill.cohort.plan import FieldTask
@@ -23,7 +23,6 @@ from cellmill.cohort.sources import CohortModel
 from cellmill.cohort.stages import Stage, failed
 from cellmill.cohort.strips import StripTask
 from cellmill.cohort.tile_memory import TileMemory
-from cellmill.instances.maps import DenseMaps
 from cellmill.store.commit import finished_fields
 from cellmill.store.layout import part_key
 from cellmill.store.merge import read_summaries
@@ -38,7 +37,7 @@ class _Predicted:
 
     task: FieldTask
     seen: FieldPixels
-    maps: DenseMaps
+    maps: FieldMaps
     seconds: float
     attempt: ExitStack
     """Ends the attempt that was written down for the field."""

@@ -17,6 +17,7 @@ from cellmill_schemas.ontology import Ontology
 
 if TYPE_CHECKING:
     # Importing torch takes seconds, and the workers that plan and read never need it.
+    from cellmill.models.config import DecoderKind
     from cellmill.models.inference import DeviceKind, Segmenter, TileMaps
     from cellmill.models.loading import LoadedModel
 
@@ -68,6 +69,11 @@ class CohortModel(Protocol):
         """The scale it was trained at, um/px."""
         ...
 
+    @property
+    def decoder(self) -> "DecoderKind":
+        """Which decoder turns its maps into instances."""
+        ...
+
     def backend(self, device: "DeviceKind") -> str:
         """What will run it there: part of what fixes results to the last digit."""
         ...
@@ -111,6 +117,11 @@ class NetworkModel:
     def target_mpp(self) -> float:
         """The scale it was trained at, um/px."""
         return self.loaded.config.target_mpp
+
+    @property
+    def decoder(self) -> "DecoderKind":
+        """Which decoder turns its maps into instances."""
+        return self.loaded.config.decoder
 
     def backend(self, device: "DeviceKind") -> str:
         """As `cellmill.models.inference` names it."""

@@ -17,7 +17,7 @@ from cellmill.instances.maps import ClassMaps
 
 __all__ = ["Decoder", "Instances"]
 
-MapsT_contra = TypeVar("MapsT_contra", bound=ClassMaps, contravariant=True)
+MapsT = TypeVar("MapsT", bound=ClassMaps)
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Instances:
         return (x >= core.x0) & (x < core.x1) & (y >= core.y0) & (y < core.y1)
 
 
-class Decoder(Protocol[MapsT_contra]):
+class Decoder(Protocol[MapsT]):
     """Turns dense maps of one kind, `DenseMaps` or `HvMaps`, into instances, locally."""
 
     @property
@@ -61,6 +61,10 @@ class Decoder(Protocol[MapsT_contra]):
         """Maps this far around a pixel or an anchor decide its fate."""
         ...
 
-    def decode(self, maps: MapsT_contra) -> Instances:
+    def maps(self, vectors: npt.NDArray[np.int16], prob: npt.NDArray[np.uint8], origin_px: tuple[int, int]) -> MapsT:
+        """What `decode` takes, of a network's vectors (2, H, W) and probabilities (C + 1, H, W)."""
+        ...
+
+    def decode(self, maps: MapsT) -> Instances:
         """The cells of one window."""
         ...

@@ -86,6 +86,12 @@ class FlowDecoder:
         """See the module's docstring."""
         return 3 * self.config.max_reach_px + 21
 
+    def maps(
+        self, vectors: npt.NDArray[np.int16], prob: npt.NDArray[np.uint8], origin_px: tuple[int, int]
+    ) -> DenseMaps:
+        """A network's maps as `decode` takes them."""
+        return DenseMaps(vectors, prob, origin_px)
+
     def decode(self, maps: DenseMaps) -> Instances:
         """The cells of one window.
 

@@ -122,6 +122,10 @@ class HvDecoder:
         """What a tile's flood sees around it: with the tile, as far from a pixel as the widest part."""
         return self.widest_part_px - self.tile_px + 1
 
+    def maps(self, vectors: npt.NDArray[np.int16], prob: npt.NDArray[np.uint8], origin_px: tuple[int, int]) -> HvMaps:
+        """A network's maps as `decode` takes them."""
+        return HvMaps(vectors, prob, origin_px)
+
     def decode(self, maps: HvMaps) -> Instances:
         """The cells of one window.
 

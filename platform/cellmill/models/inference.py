@@ -53,7 +53,10 @@ def backend_name(config: ModelConfig, *, device: DeviceKind) -> str:
     """What will run the network; between two names a prediction's last bits may differ."""
     if device == "cuda":
         return "torch"
-    return "compiled" if config.architecture == "lite" else "openvino"
+    if config.architecture == "lite":
+        return "compiled"
+    # A foundation model in a file of its own is gigabytes, which a converted graph would carry to every worker again.
+    return "eager" if config.vit is not None and config.vit.sha256 else "openvino"
 
 
 def prepared(model: LoadedModel, *, device: DeviceKind, batch_size: int) -> LoadedModel:
@@ -102,14 +105,14 @@ class Segmenter:
     def predict(self, tiles: npt.NDArray[np.uint8]) -> TileMaps:
         """Maps of the cores of `tiles` (N, tile, tile, 3) uint8 RGB; N may be 0."""
         num_tiles, stride = len(tiles), self.geometry.stride_px
-        flow = np.empty((num_tiles, 2, stride, stride), np.int16)
+        vectors = np.empty((num_tiles, 2, stride, stride), np.int16)
         prob = np.empty((num_tiles, self._num_classes + 1, stride, stride), np.uint8)
         starts = range(0, num_tiles, self._batch_size)
         batches = (tiles[start : start + self._batch_size] for start in starts)
         for start, maps in zip(starts, self.predict_batches(batches), strict=True):
-            flow[start : start + len(maps.flow)] = maps.flow
+            vectors[start : start + len(maps.vectors)] = maps.vectors
             prob[start : start + len(maps.prob)] = maps.prob
-        return TileMaps(flow=flow, prob=prob)
+        return TileMaps(vectors=vectors, prob=prob)
 
     def predict_batches(self, batches: Iterable[npt.NDArray[np.uint8]]) -> Iterator[TileMaps]:
         """Maps of batches of at most the batch size, in order; the device works on one while the next is fetched.
@@ -126,7 +129,7 @@ class Segmenter:
 
         for maps in self._backend.run_many(full()):
             num_real = lengths.popleft()
-            yield TileMaps(flow=maps.flow[:num_real], prob=maps.prob[:num_real])
+            yield TileMaps(vectors=maps.vectors[:num_real], prob=maps.prob[:num_real])
 
 
 def _open_backend(
@@ -138,11 +141,11 @@ def _open_backend(
     num_threads: int,
 ) -> Backend:
     # Each brings a runtime that takes seconds to import.
-    if backend == "reference":
+    name = backend_name(model.config, device=device)
+    if backend == "reference" or name == "eager":
         from cellmill.models.backends.reference import ReferenceBackend
 
         return ReferenceBackend(model, num_threads=num_threads)
-    name = backend_name(model.config, device=device)
     if name == "torch":
         from cellmill.models.backends.torch_cuda import TorchCudaBackend
 

@@ -1,8 +1,9 @@
-"""Models on disk: a folder with `model.json` and `weights.safetensors`, nothing else needed, no pickle ever read.
+"""Models on disk: a folder with `model.json` and `weights.safetensors`, no pickle ever read.
 
 `load_model` takes such a folder, the name of a packaged model (`lite`) or an MLflow URI (`models:/name/3`,
 `models:/name@alias`). The digest is taken over config and weights, so equal digests mean equal predictions on one
-backend; a cell set records it.
+backend; a cell set records it. A folder is all that is needed, but for a frozen foundation model: its weights lie in a
+file of their own, which the config names by hash (`encoder_weights`).
 """
 
 import hashlib
@@ -16,6 +17,7 @@ import numpy.typing as npt
 from safetensors.numpy import load as load_arrays
 
 from cellmill.models.config import ModelConfig
+from cellmill.models.encoder_weights import EncoderWeightsError, encoder_source, find_encoder_file, restore_encoder
 
 if TYPE_CHECKING:
     # A worker whose network needs no torch is up seconds sooner and half a gigabyte smaller without it.
@@ -36,6 +38,8 @@ __all__ = [
 CONFIG_FILE = "model.json"
 WEIGHTS_FILE = "weights.safetensors"
 _PACKAGED = Path(__file__).parent / "packaged"
+_ENCODER = "encoder."
+"""What the names of an encoder's tensors begin with."""
 
 
 class ModelNotFoundError(ValueError):
@@ -60,7 +64,7 @@ class LoadedModel:
 
     config: ModelConfig
     weights: Mapping[str, npt.NDArray[Any]]
-    """By the names of the network's parameters and buffers."""
+    """By the names of the network's parameters and buffers; without an encoder that the config names by hash."""
     digest: str
     """sha256 over the canonical config and the weights file."""
     card: str
@@ -69,6 +73,8 @@ class LoadedModel:
     """Where it was loaded from, as asked for."""
     converted: ConvertedGraph | None = None
     """What `inference.prepared` made of it, once for all workers."""
+    encoders: str = ""
+    """Folder or file of an encoder's weights; empty for the hub."""
 
     def state_dict(self) -> "dict[str, Tensor]":
         """The weights as torch takes them."""
@@ -77,11 +83,21 @@ class LoadedModel:
         return {name: torch.from_numpy(value.copy()) for name, value in self.weights.items()}
 
     def build(self) -> "CellNetwork":
-        """The network with its weights, in evaluation mode."""
+        """The network with its weights, in evaluation mode.
+
+        Raises:
+            EncoderWeightsError: when the encoder's own file is not here, or is another.
+        """
         from cellmill.models.networks import build_model
 
         network = build_model(self.config)
-        network.load_state_dict(self.state_dict())
+        found = network.load_state_dict(self.state_dict(), strict=False)
+        absent = [
+            name for name in found.missing_keys if not (_names_encoder(self.config) and name.startswith(_ENCODER))
+        ]
+        assert not absent and not found.unexpected_keys, "load_model checks this"
+        if _names_encoder(self.config):
+            restore_encoder(network, source=self.encoders or None)
         return network.eval()
 
 
@@ -95,39 +111,50 @@ def packaged_models() -> tuple[str, ...]:
     return tuple(sorted(path.parent.name for path in _PACKAGED.glob(f"*/{CONFIG_FILE}")))
 
 
-def load_model(spec: str | Path) -> LoadedModel:
+def load_model(spec: str | Path, *, encoders: str | Path | None = None) -> LoadedModel:
     """Read a model.
 
     Args:
         spec: a folder, a packaged name, or an MLflow `models:/` URI.
+        encoders: folder or file of the weights of a frozen foundation model; CELLMILL_ENCODERS unless given.
 
     Raises:
-        ModelNotFoundError: when there is no such model, or its files are broken or do not fit each other.
+        ModelNotFoundError: when there is no such model, or its files are broken or do not fit each other, or the
+            weights of its encoder cannot be had.
     """
     text = str(spec)
     if text.startswith("models:/"):
-        return _read_folder(_fetched(text), source=text)
+        return _read_folder(_fetched(text), source=text, encoders=encoders)
     if text in packaged_models():
-        return _read_folder(_PACKAGED / text, source=text)
+        return _read_folder(_PACKAGED / text, source=text, encoders=encoders)
     folder = Path(text)
     if not folder.is_dir():
         raise ModelNotFoundError(
             f"--model takes a folder with {CONFIG_FILE} and {WEIGHTS_FILE}, a packaged model "
             f"({', '.join(packaged_models()) or 'none here'}) or a models:/ URI; {text!r} is none of these."
         )
-    return _read_folder(folder, source=text)
+    return _read_folder(folder, source=text, encoders=encoders)
 
 
 def save_model(config: ModelConfig, state_dict: "Mapping[str, Tensor]", folder: Path, *, card: str = "") -> None:
-    """Write a model folder that `load_model` reads; each file appears whole or not at all."""
+    """Write a model folder that `load_model` reads; each file appears whole or not at all.
+
+    An encoder whose file the config names by hash is left out.
+    """
     from safetensors.torch import save as save_tensors
 
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: value.detach().cpu().contiguous() for name, value in state_dict.items()}
+    kept = [name for name in state_dict if not (_names_encoder(config) and name.startswith(_ENCODER))]
+    tensors = {name: state_dict[name].detach().cpu().contiguous() for name in kept}
     _put(folder / WEIGHTS_FILE, save_tensors(tensors))
     _put(folder / CONFIG_FILE, (json.dumps(config.to_json(), indent=2) + "\n").encode())
     if card:
         _put(folder / "MODEL_CARD.md", card.encode())
+
+
+def _names_encoder(config: ModelConfig) -> bool:
+    """Whether the encoder's weights are in a file of their own."""
+    return config.vit is not None and bool(config.vit.sha256)
 
 
 def _put(path: Path, content: bytes) -> None:
@@ -136,7 +163,7 @@ def _put(path: Path, content: bytes) -> None:
     partial.replace(path)
 
 
-def _read_folder(folder: Path, *, source: str) -> LoadedModel:
+def _read_folder(folder: Path, *, source: str, encoders: str | Path | None) -> LoadedModel:
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():
             raise ModelNotFoundError(f"Model {source!r}: {folder} has no {name}. Only safetensors weights are read.")
@@ -148,9 +175,21 @@ def _read_folder(folder: Path, *, source: str) -> LoadedModel:
         raise ModelNotFoundError(f"Model {source!r} in {folder} cannot be read: {error}") from error
     if folder.parent != _PACKAGED:  # those are tested to fit, and the check needs torch
         _require_fit(config, weights, source=source)
+    if _names_encoder(config):
+        _require_encoder(config, source=source, encoders=encoders)
     digest = hashlib.sha256(config.canonical_bytes() + b"\0" + hashlib.sha256(content).digest()).hexdigest()
     card = folder / "MODEL_CARD.md"
-    return LoadedModel(config, weights, digest, card.read_text(encoding="utf-8") if card.exists() else "", source)
+    text = card.read_text(encoding="utf-8") if card.exists() else ""
+    # Settled here, so that workers look where the driver looked.
+    return LoadedModel(config, weights, digest, text, source, encoders=encoder_source(encoders))
+
+
+def _require_encoder(config: ModelConfig, *, source: str, encoders: str | Path | None) -> None:
+    """Said before a run starts, not by its first worker."""
+    try:
+        find_encoder_file(config, source=encoders)
+    except EncoderWeightsError as error:
+        raise ModelNotFoundError(f"Model {source!r}: {error}") from error
 
 
 def _require_fit(config: ModelConfig, weights: Mapping[str, npt.NDArray[Any]], *, source: str) -> None:
@@ -158,15 +197,23 @@ def _require_fit(config: ModelConfig, weights: Mapping[str, npt.NDArray[Any]], *
 
     from cellmill.models.networks import build_model
 
-    with torch.device("meta"):
-        wanted = {name: tuple(value.shape) for name, value in build_model(config).state_dict().items()}
+    try:
+        with torch.device("meta"):
+            state = build_model(config).state_dict()
+    except ValueError as error:
+        raise ModelNotFoundError(f"Model {source!r}: {error}") from error
+    separate = _names_encoder(config)
+    wanted = {name: tuple(state[name].shape) for name in state if not (separate and name.startswith(_ENCODER))}
     got = {name: tuple(value.shape) for name, value in weights.items()}
     wrong = sorted(name for name in wanted.keys() | got.keys() if wanted.get(name) != got.get(name))
     if wrong:
-        first = wrong[0]
+        first, ontology = wrong[0], config.ontology
+        hint = f"Are {CONFIG_FILE} and {WEIGHTS_FILE} of one model?"
+        if all("head" in name for name in wrong):
+            hint = f"Were they trained for an ontology other than {ontology.name!r} with its {len(ontology)} classes?"
         raise ModelNotFoundError(
             f"Model {source!r}: the weights do not fit the config in {len(wrong)} tensors; the first is {first!r}, "
-            f"wanted {wanted.get(first)}, got {got.get(first)}. Are {CONFIG_FILE} and {WEIGHTS_FILE} of one model?"
+            f"wanted {wanted.get(first)}, got {got.get(first)}. {hint}"
         )
 
 

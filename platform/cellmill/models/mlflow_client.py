@@ -36,7 +36,13 @@ def open_client(uri: str) -> "MlflowClient":
     """A client of the tracking store and model registry at `uri`, with MLflow's telemetry off.
 
     An embedded store's file and tables are made at the first call that needs them.
+
+    Raises:
+        ValueError: when the folder of an embedded store does not exist.
     """
+    path = Path(uri.removeprefix("sqlite:///"))
+    if uri.startswith("sqlite:///") and not path.parent.is_dir():
+        raise ValueError(f"The MLflow store {uri} lies in a folder that does not exist; check MLFLOW_TRACKING_URI.")
     # Read by MLflow once, while it is imported: a run on patient data reports its use to nobody.
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     # MLflow asks an absent server 7 times over some 4 minutes before it says so.

@@ -28,4 +28,4 @@ class CompiledLiteBackend(Backend):
         prob = np.empty((len(batch), self._config.num_outputs - 2, stride, stride), np.uint8)
         for number, tile in enumerate(batch):
             self._network.run(tile, flow[number], prob[number])
-        return TileMaps(flow=flow, prob=prob)
+        return TileMaps(vectors=flow, prob=prob)

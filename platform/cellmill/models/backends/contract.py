@@ -12,9 +12,11 @@ __all__ = ["Backend", "TileMaps"]
 
 @dataclass(frozen=True)
 class TileMaps:
-    """Dense maps of tile cores, quantised as in `cellmill.instances.maps.DenseMaps`."""
+    """Dense maps of tile cores, quantised as in `cellmill.instances.maps`."""
 
-    flow: npt.NDArray[np.int16]  # (N, 2, stride, stride), dy then dx
+    vectors: npt.NDArray[
+        np.int16
+    ]  # (N, 2, stride, stride), as `DenseMaps.flow` or `HvMaps.hv`, by the network's family
     prob: npt.NDArray[np.uint8]  # (N, C + 1, stride, stride), background first
 
 

@@ -53,4 +53,4 @@ class OpenVinoBackend(Backend):
     def run(self, batch: npt.NDArray[np.uint8]) -> TileMaps:
         """Maps of one full batch (B, tile, tile, 3)."""
         outputs = self._compiled([np.ascontiguousarray(batch)])
-        return TileMaps(flow=np.asarray(outputs[0], np.int16), prob=np.asarray(outputs[1], np.uint8))
+        return TileMaps(vectors=np.asarray(outputs[0], np.int16), prob=np.asarray(outputs[1], np.uint8))

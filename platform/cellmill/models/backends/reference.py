@@ -21,5 +21,5 @@ class ReferenceBackend(Backend):
     def run(self, batch: npt.NDArray[np.uint8]) -> TileMaps:
         """Maps of one full batch (B, tile, tile, 3)."""
         with torch.inference_mode():
-            flow, prob = self._module(torch.from_numpy(batch))
-        return TileMaps(flow=flow.numpy(), prob=prob.numpy())
+            vectors, prob = self._module(torch.from_numpy(batch))
+        return TileMaps(vectors=vectors.numpy(), prob=prob.numpy())

@@ -36,7 +36,7 @@ _NUM_WARM_UPS = 3
 class DeviceMaps:
     """`TileMaps` of one batch, still on the device; they hold until the backend computes the next batch but one."""
 
-    flow: Tensor  # (B, 2, stride, stride) int16
+    vectors: Tensor  # (B, 2, stride, stride) int16
     prob: Tensor  # (B, C + 1, stride, stride) uint8
 
 
@@ -84,7 +84,7 @@ class TorchCudaBackend(Backend):
             self._send(slot, batch)
             self._start(slot)
             self._wait_here(slot.computed)
-            yield DeviceMaps(slot.device_flow, slot.device_prob)
+            yield DeviceMaps(slot.device_vectors, slot.device_prob)
             slot.downloaded = self._mark(None)
 
     def compute_again(self, number: int) -> None:
@@ -116,7 +116,7 @@ class TorchCudaBackend(Backend):
     def _fetch(self, slot: "_Slot") -> None:
         with self._on(self._download):
             self._wait_in(self._download, slot.computed)
-            slot.pinned_flow.copy_(slot.device_flow, non_blocking=True)
+            slot.pinned_vectors.copy_(slot.device_vectors, non_blocking=True)
             slot.pinned_prob.copy_(slot.device_prob, non_blocking=True)
             slot.downloaded = self._mark(self._download)
 
@@ -124,24 +124,24 @@ class TorchCudaBackend(Backend):
         if slot.downloaded is not None:
             slot.downloaded.synchronize()
         # Copied: the pinned memory is written again two batches on.
-        return TileMaps(flow=slot.pinned_flow.numpy().copy(), prob=slot.pinned_prob.numpy().copy())
+        return TileMaps(vectors=slot.pinned_vectors.numpy().copy(), prob=slot.pinned_prob.numpy().copy())
 
     def _new_slot(self, shape: tuple[int, ...]) -> "_Slot":
         pixels = torch.zeros(shape, dtype=torch.uint8, device=self._device)
-        flow, prob = self._forward(pixels)
-        flow, prob = torch.empty_like(flow), torch.empty_like(prob)
+        vectors, prob = self._forward(pixels)
+        vectors, prob = torch.empty_like(vectors), torch.empty_like(prob)
 
         def compute() -> None:
-            found_flow, found_prob = self._forward(pixels)
-            flow.copy_(found_flow)
+            found_vectors, found_prob = self._forward(pixels)
+            vectors.copy_(found_vectors)
             prob.copy_(found_prob)
 
         return _Slot(
             pinned_pixels=torch.zeros(shape, dtype=torch.uint8, pin_memory=self._on_cuda),
             device_pixels=pixels,
-            device_flow=flow,
+            device_vectors=vectors,
             device_prob=prob,
-            pinned_flow=torch.empty(flow.shape, dtype=flow.dtype, pin_memory=self._on_cuda),
+            pinned_vectors=torch.empty(vectors.shape, dtype=vectors.dtype, pin_memory=self._on_cuda),
             pinned_prob=torch.empty(prob.shape, dtype=prob.dtype, pin_memory=self._on_cuda),
             compute=self._captured(compute) if self._on_cuda else compute,
         )
@@ -196,9 +196,9 @@ class _Slot:
 
     pinned_pixels: Tensor  # (B, tile, tile, 3) uint8
     device_pixels: Tensor
-    device_flow: Tensor  # (B, 2, stride, stride) int16
+    device_vectors: Tensor  # (B, 2, stride, stride) int16
     device_prob: Tensor  # (B, C + 1, stride, stride) uint8
-    pinned_flow: Tensor
+    pinned_vectors: Tensor
     pinned_prob: Tensor
     compute: Callable[[], None]
     uploaded: "torch.cuda.Event | None" = None
