@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from cellmill.store.objects import ObjectStore
 from cellmill_schemas.datasets import INDEX_SCHEMA
 from cellmill_schemas.ontology import Ontology
-from cellmill_training.datasets.splitting import Split, split_by_group
+from cellmill_training.datasets.splitting import Split, SplitPlan
 
 __all__ = ["append_to_index", "index_digest", "read_index"]
 
@@ -42,7 +42,11 @@ def read_index(store: ObjectStore, ontology: Ontology) -> pa.Table:
 
 
 def append_to_index(
-    store: ObjectStore, rows: list[dict[str, Any]], *, ontology: Ontology, splits: Mapping[str, Split] | None
+    store: ObjectStore,
+    rows: list[dict[str, Any]],
+    *,
+    ontology: Ontology,
+    splits: Mapping[str, Split] | SplitPlan,
 ) -> None:
     """Make images visible that lie in shards already.
 
@@ -50,7 +54,7 @@ def append_to_index(
         store: of the data set.
         rows: of `INDEX_SCHEMA`, without split.
         ontology: of the data set.
-        splits: of the new groups; groups that the data set has keep theirs. Default: `split_by_group`, by tissue.
+        splits: of the new groups; groups that the data set has keep theirs.
 
     Raises:
         ValueError: when the data set has one of the images, or a group would move to another split.
@@ -101,13 +105,11 @@ def _refuse_twins(rows: list[dict[str, Any]], present: pa.Table, store: ObjectSt
 
 
 def _with_splits(
-    rows: list[dict[str, Any]], present: pa.Table, splits: Mapping[str, Split] | None
+    rows: list[dict[str, Any]], present: pa.Table, splits: Mapping[str, Split] | SplitPlan
 ) -> list[dict[str, Any]]:
     kept = dict(zip(present.column("split_group").to_pylist(), present.column("split").to_pylist(), strict=True))
-    if splits is None:
-        fresh = [row for row in rows if row["split_group"] not in kept]
-        tissues = {row["split_group"]: row["tissue"] for row in fresh}
-        splits = split_by_group((row["split_group"] for row in fresh), strata=tissues)
+    if isinstance(splits, SplitPlan):
+        splits = splits.apply([row for row in rows if row["split_group"] not in kept])
     moved = [group for group, split in kept.items() if splits.get(group, split) != split]
     if moved:
         raise ValueError(

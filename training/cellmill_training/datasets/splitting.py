@@ -7,14 +7,54 @@ the packaged model by count, as its card states them.)
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from typing import Literal, get_args
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
 
-__all__ = ["Split", "split_by_group"]
+__all__ = ["Split", "SplitPlan", "split_by_group"]
 
 Split = Literal["train", "validation", "test"]
 
 _SPLITS: tuple[Split, ...] = get_args(Split)
+
+
+@dataclass(frozen=True)
+class SplitPlan:
+    """How images are split once it is known which there are."""
+
+    fractions: tuple[float, float, float] = (0.7, 0.2, 0.1)
+    """Shares of train, validation and test, by `split_by_group` with the tissue as stratum."""
+    seed: int = 0
+    folds: Mapping[str, Split] = field(default_factory=dict[str, Split])
+    """Fold -> split: the source's own folds instead of fractions."""
+
+    def __post_init__(self) -> None:
+        if len(self.fractions) != len(_SPLITS) or min(self.fractions) < 0 or abs(sum(self.fractions) - 1.0) > 1e-6:
+            raise ValueError(
+                f"Fractions of train, validation and test must be >= 0 and sum to 1, got {self.fractions}."
+            )
+        for fold, split in self.folds.items():
+            if split not in _SPLITS:
+                raise ValueError(f"Fold {fold!r} must go to {', '.join(_SPLITS)}, got {split!r}.")
+
+    def apply(self, images: Sequence[Mapping[str, Any]]) -> dict[str, Split]:
+        """Split of each group of the images, which are mappings with `split_group`, `fold` and `tissue`.
+
+        Raises:
+            ValueError: when a fold has no split, or a group lies in folds of different splits.
+        """
+        if not self.folds:
+            tissues = {image["split_group"]: image["tissue"] for image in images}
+            groups = (image["split_group"] for image in images)
+            return split_by_group(groups, fractions=self.fractions, seed=self.seed, strata=tissues)
+        splits: dict[str, Split] = {}
+        for image in images:
+            fold, group = image["fold"], image["split_group"]
+            if fold not in self.folds:
+                raise ValueError(f"Fold {fold!r} of group {group!r} has no split; given are {', '.join(self.folds)}.")
+            if splits.setdefault(group, self.folds[fold]) != self.folds[fold]:
+                raise ValueError(f"Group {group!r} lies in folds that go to {splits[group]} and {self.folds[fold]}.")
+        return splits
 
 
 def split_by_group(
@@ -39,8 +79,7 @@ def split_by_group(
     Raises:
         ValueError: when the fractions are not shares of a whole.
     """
-    if min(fractions) < 0 or abs(sum(fractions) - 1.0) > 1e-6:
-        raise ValueError(f"Fractions of train, validation and test must be >= 0 and sum to 1, got {fractions}.")
+    SplitPlan(fractions)
     sizes = Counter(groups)
     members: dict[str, list[str]] = {}
     for group in sorted(sizes, key=lambda name: (_hash(name, seed), name)):

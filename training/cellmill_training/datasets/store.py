@@ -23,7 +23,7 @@ from cellmill_training.datasets.index import append_to_index, index_digest, read
 from cellmill_training.datasets.labelled_image import LabelledImage
 from cellmill_training.datasets.lineage import with_origins
 from cellmill_training.datasets.shards import ShardReader, write_shards
-from cellmill_training.datasets.splitting import Split
+from cellmill_training.datasets.splitting import Split, SplitPlan
 
 if TYPE_CHECKING:
     import ray.data
@@ -39,7 +39,7 @@ def write_dataset(
     images: Iterable[LabelledImage],
     *,
     ontology: Ontology,
-    splits: Mapping[str, Split] | None = None,
+    splits: Mapping[str, Split] | SplitPlan | None = None,
     name: str = "",
 ) -> "LabelledDataset":
     """Write a new data set; the images are taken one at a time.
@@ -48,7 +48,7 @@ def write_dataset(
         folder: folder or fsspec URL, without a data set.
         images: with ids that differ.
         ontology: every label's classes are in it.
-        splits: split group -> split. Default: `split_by_group` over the images' groups, by tissue.
+        splits: split group -> split, or a plan made when all images are known. Default: `SplitPlan()`.
         name: what the data set is called. Default: the folder's name.
 
     Raises:
@@ -68,11 +68,11 @@ def write_dataset(
 
 
 def append_images(
-    folder: str | Path, images: Iterable[LabelledImage], *, splits: Mapping[str, Split] | None = None
+    folder: str | Path, images: Iterable[LabelledImage], *, splits: Mapping[str, Split] | SplitPlan | None = None
 ) -> "LabelledDataset":
     """Add images to a data set; several writers may do so at once.
 
-    A group that the data set has keeps its split; `splits` (default: `split_by_group`) is for the new ones.
+    A group that the data set has keeps its split; `splits` is for the new ones.
 
     Raises:
         ValueError: as `write_dataset`; also when `splits` moves a group.
@@ -195,12 +195,17 @@ class LabelledDataset:
 
 
 def _append(
-    store: ObjectStore, images: Iterable[LabelledImage], *, ontology: Ontology, splits: Mapping[str, Split] | None
+    store: ObjectStore,
+    images: Iterable[LabelledImage],
+    *,
+    ontology: Ontology,
+    splits: Mapping[str, Split] | SplitPlan | None,
 ) -> "LabelledDataset":
-    rows = write_shards(store, images, ontology=ontology, splits=splits)
+    plan = SplitPlan() if splits is None else splits
+    rows = write_shards(store, images, ontology=ontology, splits=None if isinstance(plan, SplitPlan) else plan)
     if not rows:
         raise ValueError(f"There is no image to write to {store.url}.")
-    append_to_index(store, rows, ontology=ontology, splits=splits)
+    append_to_index(store, rows, ontology=ontology, splits=plan)
     return open_dataset(store.url)
 
 
