@@ -94,6 +94,7 @@ class OracleModel:
     seconds_per_tile: float = 0.0
     name: str = "oracle"
     digest: str = "oracle-1"
+    version: str = ""
     ontology: Ontology = field(default_factory=lambda: get_ontology("refined7"))
     geometry: TileGeometry = GEOMETRY
     target_mpp: float = 0.5

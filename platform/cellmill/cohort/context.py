@@ -112,6 +112,7 @@ def make_context(
     identity = CellSetIdentity(
         model_name=model.name,
         model_digest=model.digest,
+        model_version=model.version,
         config_digest=_digest(settings),
         config=settings,
         ontology=model.ontology,

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cellmill.grid import TileGeometry
+from cellmill.models.registry import is_registry_uri
 from cellmill_schemas.ontology import Ontology
 
 if TYPE_CHECKING:
@@ -52,6 +53,11 @@ class CohortModel(Protocol):
     @property
     def digest(self) -> str:
         """Changes with the weights and the graph."""
+        ...
+
+    @property
+    def version(self) -> str:
+        """`models:/<name>/<version>` where it comes from a registry, otherwise empty."""
         ...
 
     @property
@@ -102,6 +108,11 @@ class NetworkModel:
     def digest(self) -> str:
         """Changes with the weights and the graph."""
         return self.loaded.digest
+
+    @property
+    def version(self) -> str:
+        """`models:/<name>/<version>` where it comes from a registry, otherwise empty."""
+        return self.loaded.source if is_registry_uri(self.loaded.source) else ""
 
     @property
     def ontology(self) -> Ontology:

@@ -8,7 +8,8 @@ file of their own, which the config names by hash (`encoder_weights`).
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -18,6 +19,7 @@ from safetensors.numpy import load as load_arrays
 
 from cellmill.models.config import ModelConfig
 from cellmill.models.encoder_weights import EncoderWeightsError, encoder_source, find_encoder_file, restore_encoder
+from cellmill.models.registry import RegistryError, find_version, is_registry_uri, version_folder
 
 if TYPE_CHECKING:
     # A worker whose network needs no torch is up seconds sooner and half a gigabyte smaller without it.
@@ -30,6 +32,7 @@ __all__ = [
     "LoadedModel",
     "ModelNotFoundError",
     "load_model",
+    "model_folder",
     "packaged_models",
     "save_model",
     "weights_of",
@@ -70,7 +73,7 @@ class LoadedModel:
     card: str
     """The model card's text; empty where the folder has none."""
     source: str
-    """Where it was loaded from, as asked for."""
+    """Where it was loaded from: a folder, a packaged name, or `models:/<name>/<version>`."""
     converted: ConvertedGraph | None = None
     """What `inference.prepared` made of it, once for all workers."""
     encoders: str = ""
@@ -122,18 +125,34 @@ def load_model(spec: str | Path, *, encoders: str | Path | None = None) -> Loade
         ModelNotFoundError: when there is no such model, or its files are broken or do not fit each other, or the
             weights of its encoder cannot be had.
     """
+    with model_folder(spec) as (folder, source):
+        return _read_folder(folder, source=source, encoders=encoders)
+
+
+@contextmanager
+def model_folder(spec: str | Path) -> Generator[tuple[Path, str]]:
+    """The folder of a model's files while the block runs, and what names it: of an alias, the version it means now.
+
+    Raises:
+        ModelNotFoundError: when there is no such folder, packaged model or registered version.
+    """
     text = str(spec)
-    if text.startswith("models:/"):
-        return _read_folder(_fetched(text), source=text, encoders=encoders)
-    if text in packaged_models():
-        return _read_folder(_PACKAGED / text, source=text, encoders=encoders)
-    folder = Path(text)
+    if is_registry_uri(text):
+        with ExitStack() as stack:
+            try:
+                version = find_version(text)
+                folder = stack.enter_context(version_folder(version))
+            except RegistryError as error:
+                raise ModelNotFoundError(f"Model {text!r} could not be fetched from MLflow. {error}") from error
+            yield folder, version.uri
+        return
+    folder = _PACKAGED / text if text in packaged_models() else Path(text)
     if not folder.is_dir():
         raise ModelNotFoundError(
             f"--model takes a folder with {CONFIG_FILE} and {WEIGHTS_FILE}, a packaged model "
             f"({', '.join(packaged_models()) or 'none here'}) or a models:/ URI; {text!r} is none of these."
         )
-    return _read_folder(folder, source=text, encoders=encoders)
+    yield folder, text
 
 
 def save_model(config: ModelConfig, state_dict: "Mapping[str, Tensor]", folder: Path, *, card: str = "") -> None:
@@ -215,15 +234,3 @@ def _require_fit(config: ModelConfig, weights: Mapping[str, npt.NDArray[Any]], *
             f"Model {source!r}: the weights do not fit the config in {len(wrong)} tensors; the first is {first!r}, "
             f"wanted {wanted.get(first)}, got {got.get(first)}. {hint}"
         )
-
-
-def _fetched(uri: str) -> Path:
-    """Local copy of a model version registered in MLflow."""
-    import mlflow.artifacts
-
-    try:
-        return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
-    except Exception as error:
-        raise ModelNotFoundError(
-            f"Model {uri!r} could not be fetched from MLflow: {error}. Check MLFLOW_TRACKING_URI and the name."
-        ) from error

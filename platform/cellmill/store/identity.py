@@ -29,12 +29,16 @@ class CellSetIdentity:
     """The settings that change results, and nothing else; plain JSON types."""
     ontology: Ontology
     code_version: str
+    model_version: str = ""
+    """`models:/<name>/<version>` for a model of a registry, never its alias; empty for any other. It says where the
+    model came from; whether it is the same model, the digest says."""
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON types."""
         return {
             "model_name": self.model_name,
             "model_digest": self.model_digest,
+            "model_version": self.model_version,
             "config_digest": self.config_digest,
             "config": dict(self.config),
             "ontology": self.ontology.to_json(),
@@ -81,6 +85,9 @@ def create_or_check(store: ObjectStore, identity: CellSetIdentity) -> None:
     if store.create(CELLSET_KEY, data):
         return
     found, wanted = _flat(_document(store.get(CELLSET_KEY))), _flat(_document(data))
+    # The same weights may be known by a folder, or by two versions: one cell set all the same.
+    found.pop("model_version", None)
+    wanted.pop("model_version")
     differing = [key for key in sorted({*found, *wanted}) if found.get(key) != wanted.get(key)]
     if differing:
         absent = "(absent)"

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from cellmill.grid import TileGeometry
 from cellmill.instances.choosing import make_decoder
 from cellmill.instances.decoder import Decoder, Instances
 from cellmill.instances.maps import ClassMaps, DenseMaps, HvMaps, quantise_flow, quantise_prob
@@ -22,7 +23,7 @@ from cellmill.models.inference import DeviceKind, Segmenter
 from cellmill.models.loading import LoadedModel
 from cellmill.models.networks import CellNetwork
 
-__all__ = ["CellPredictor", "PredictedCells", "decoded", "predicted_maps", "voted_types"]
+__all__ = ["CellPredictor", "PredictedCells", "decoded", "predicted_maps", "tiles_of", "voted_types"]
 
 PixelT = TypeVar("PixelT", np.int16, np.uint8)
 
@@ -64,16 +65,15 @@ class CellPredictor:
 
     def _tiled_maps(self, image: npt.NDArray[np.uint8]) -> DenseMaps | HvMaps:
         assert self._segmenter is not None
-        tiles, columns = tiles_of(image, self._segmenter)
+        tiles, columns = tiles_of(image, self._segmenter.geometry)
         found = self._segmenter.predict(tiles)
         vectors = _joined(found.vectors, columns, image.shape[:2])
         prob = _joined(found.prob, columns, image.shape[:2])
         return make_decoder(self.model.config.decoder, mpp=self.model.config.target_mpp).maps(vectors, prob, (0, 0))
 
 
-def tiles_of(image: npt.NDArray[np.uint8], segmenter: Segmenter) -> tuple[npt.NDArray[np.uint8], int]:
+def tiles_of(image: npt.NDArray[np.uint8], geometry: TileGeometry) -> tuple[npt.NDArray[np.uint8], int]:
     """Tiles (N, tile, tile, 3) that cover an image row by row, mirrored beyond its borders, and how many make a row."""
-    geometry = segmenter.geometry
     stride, tile, margin = geometry.stride_px, geometry.tile_px, geometry.margin_px
     height, width = image.shape[:2]
     rows, columns = -(-height // stride), -(-width // stride)
