@@ -16,7 +16,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from cellmill.models.networks import CellNetwork
 from cellmill_training.losses import Loss, LossParts
 from cellmill_training.mixture import Batch
 
@@ -79,14 +78,14 @@ class LoopConfig:
 class TrainingState:
     """All that a resumed run needs."""
 
-    network: CellNetwork
+    network: nn.Module
     averaged: dict[str, Tensor]
     optimizer: torch.optim.Optimizer
     step: int = 0
     seconds: float = 0.0
 
     @staticmethod
-    def fresh(network: CellNetwork, config: LoopConfig) -> "TrainingState":
+    def fresh(network: nn.Module, config: LoopConfig) -> "TrainingState":
         """State before the first step."""
         learnt = [p for p in network.parameters() if p.requires_grad]
         decayed = [p for p in learnt if p.ndim > 1]
@@ -208,7 +207,7 @@ def _step(
 ) -> LossParts:
     images = batch.images.to(device).permute(0, 3, 1, 2).float()  # (B, 3, S, S), channels last in memory
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda" and config.bfloat16_on_cuda):
-        outputs = model(images)
+        outputs = model(images, *batch.features)
     parts = loss(outputs.float(), batch.targets.to(device))
     if not bool(torch.isfinite(parts.total)):
         raise LossIsNotFiniteError(

@@ -56,6 +56,8 @@ class Batch:
 
     images: Tensor  # uint8 (B, S, S, 3)
     targets: Targets
+    features: tuple[Tensor, ...] = ()
+    """What a frozen encoder says of the images, where that is kept; the network is then called with them too."""
 
 
 class CropSource:

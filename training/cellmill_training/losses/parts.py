@@ -28,6 +28,15 @@ class Targets:
     teacher: Tensor | None = None
     """float32 (B, 2 + K, H, W): the outputs of a teacher of the flows family, for distillation."""
 
+    @staticmethod
+    def unknown(num_images: int) -> "Targets":
+        """Of images of which nothing is known, for self-supervision; without pixels, so that nothing can use them."""
+        return Targets(
+            allowed_bits=torch.zeros(num_images, 0, 0, dtype=torch.int32),
+            flow=torch.zeros(num_images, 2, 0, 0),
+            flow_known=torch.zeros(num_images, 0, 0, dtype=torch.bool),
+        )
+
     def to(self, device: torch.device) -> "Targets":
         """The same on another device."""
         return Targets(

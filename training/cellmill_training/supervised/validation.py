@@ -21,6 +21,7 @@ from cellmill.metrics import quality
 from cellmill.metrics.tally import ImageTally, stacked, tally_image, without_unknown
 from cellmill.models.config import ModelConfig
 from cellmill.models.networks import CellNetwork
+from cellmill.models.outputs import vectors_and_prob
 from cellmill_schemas.ontology import OntologyMapping
 from cellmill_training.datasets.mapping import mapped
 from cellmill_training.datasets.store import LabelledDataset
@@ -66,14 +67,10 @@ def class_maps(network: CellNetwork, image: npt.NDArray[np.uint8], device: torch
     batch = torch.from_numpy(padded).permute(2, 0, 1)[None].float().to(device)
     with torch.inference_mode():
         outputs = network(batch)[0, :, top : top + height, left : left + width].float().cpu()
-    channels = config.channels
+    vectors, prob = (planes[0].numpy() for planes in vectors_and_prob(outputs[None], config))
     if config.decoder == "flows":
-        prob = torch.softmax(outputs[channels["type"]], dim=0)
-        return DenseMaps(quantise_flow(outputs[channels["flow"]].numpy()), quantise_prob(prob.numpy()), (0, 0))
-    nucleus = torch.softmax(outputs[channels["nucleus"]], dim=0)
-    types = torch.softmax(outputs[channels["type"]][1:], dim=0)
-    prob = torch.cat([nucleus[:1], nucleus[1:] * types])
-    return HvMaps(quantise_hv(outputs[channels["hv"]].numpy()), quantise_prob(prob.numpy()), (0, 0))
+        return DenseMaps(quantise_flow(vectors), quantise_prob(prob), (0, 0))
+    return HvMaps(quantise_hv(vectors), quantise_prob(prob), (0, 0))
 
 
 def decoded_cells(

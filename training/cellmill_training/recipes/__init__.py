@@ -1,0 +1,31 @@
+"""Recipes by name: Python configs, each opening with its source, the command, the hours and the figures to expect."""
+
+from cellmill_training.recipes import (
+    teacher_cellvit_h0_mini,
+    teacher_demo,
+    teacher_h_optimus_0,
+    teacher_resnet50,
+    teacher_resnet50_demo,
+)
+from cellmill_training.teacher.recipe import TeacherRecipe
+
+__all__ = ["TEACHER_RECIPES", "teacher_recipe"]
+
+TEACHER_RECIPES: dict[str, TeacherRecipe] = {
+    "teacher-h-optimus-0": teacher_h_optimus_0.RECIPE,
+    "teacher-resnet50": teacher_resnet50.RECIPE,
+    "teacher-cellvit-h0-mini": teacher_cellvit_h0_mini.RECIPE,
+    "teacher-demo": teacher_demo.RECIPE,
+    "teacher-resnet50-demo": teacher_resnet50_demo.RECIPE,
+}
+
+
+def teacher_recipe(name: str) -> TeacherRecipe:
+    """A recipe of `train-teacher`.
+
+    Raises:
+        ValueError: when there is none of that name.
+    """
+    if name not in TEACHER_RECIPES:
+        raise ValueError(f"--recipe must be one of {', '.join(TEACHER_RECIPES)}, got {name!r}.")
+    return TEACHER_RECIPES[name]
