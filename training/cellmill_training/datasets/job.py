@@ -88,7 +88,7 @@ class ImportDatasetSettings:
         pairs = [text.partition("=") for text in self.folds]
         if not all(separator for _, separator, _ in pairs):
             raise ValueError(f"--folds must be pairs as in fold1=train, got {' '.join(self.folds)}.")
-        folds = {fold: cast(Split, split) for fold, _, split in pairs}
+        folds = cast(dict[str, Split], {fold: split for fold, _, split in pairs})
         return SplitPlan((train, validation, test), seed=self.seed, folds=folds)
 
     def chosen_ontology(self) -> Ontology | None:

@@ -47,9 +47,9 @@ def image_digest(image: LabelledImage, labels: tuple[CellLabel, ...]) -> str:
         [[label.cell_types, label.origin.kind, label.origin.by, _probability(label.origin)] for label in labels],
     ]
     sha256 = hashlib.sha256(json.dumps(about, ensure_ascii=True, separators=(",", ":")).encode())
-    sha256.update(np.ascontiguousarray(image.image))
-    sha256.update(np.ascontiguousarray(image.instances, dtype="<i4"))
-    sha256.update(np.packbits(image.unknown))
+    sha256.update(np.ascontiguousarray(image.image).data)
+    sha256.update(np.ascontiguousarray(image.instances, dtype="<i4").data)
+    sha256.update(np.packbits(image.unknown).data)
     return sha256.hexdigest()
 
 

@@ -12,6 +12,7 @@ writer that was cut off are in no index and so do not exist.
 
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -181,8 +182,7 @@ class LabelledDataset:
             for start in range(0, len(places), _IMAGES_A_BLOCK)
         ]
         return ray.data.from_arrow(blocks).map_batches(
-            _rows_at,
-            fn_kwargs={"url": self.store.url},
+            partial(_rows_at, url=self.store.url),  # pyright: ignore[reportArgumentType] - its stub knows no Arrow
             batch_format="pyarrow",
             batch_size=None,
         )

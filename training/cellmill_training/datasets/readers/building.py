@@ -124,7 +124,7 @@ def to_uint8(pixels: npt.NDArray[np.generic], *, where: str) -> npt.NDArray[np.u
     """
     values = np.asarray(pixels)
     if values.dtype == np.uint8:
-        return np.ascontiguousarray(values)
+        return np.ascontiguousarray(values, np.uint8)
     numbers = values.astype(np.float64)
     if not (np.isfinite(numbers).all() and numbers.min() >= 0 and numbers.max() <= 255):
         raise ValueError(f"{where}: pixels must be 0 to 255, got {numbers.min()} to {numbers.max()}.")

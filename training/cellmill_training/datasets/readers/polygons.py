@@ -25,9 +25,8 @@ Vertices = Literal["corners", "centres"]
 
 def repaired(shape: Shape) -> Shape | None:
     """The shape made valid, as the area its outline encloses; None where that is nothing."""
-    if not shape.is_valid:
-        shape = shapely.make_valid(shape, method="structure", keep_collapsed=False)
-    return shape if isinstance(shape, Polygon | MultiPolygon) and shape.area > 0 else None
+    valid = shape if shape.is_valid else shapely.make_valid(shape, method="structure", keep_collapsed=False)
+    return valid if isinstance(valid, Polygon | MultiPolygon) and valid.area > 0 else None
 
 
 def polygon_mask(
