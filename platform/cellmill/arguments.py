@@ -23,7 +23,8 @@ def parse_dataclass(cls: type[T], *, prog: str, description: str, arguments: Seq
     """Build a `cls` from the command line; on bad usage print what is wrong and exit with code 2.
 
     Args:
-        cls: a dataclass; a field of type `tuple[str, ...]` takes one or more values.
+        cls: a dataclass; a field of type `tuple[str, ...]` takes one or more values, one of type `bool` none. A field
+            whose name is Python's own ends in `_`, its setting does not.
         prog: the command's name in messages.
         description: what the command does, for `--help`.
         arguments: in place of `sys.argv[1:]`.
@@ -44,7 +45,7 @@ def parse_dataclass(cls: type[T], *, prog: str, description: str, arguments: Seq
     _refuse_unknown_flags(parser, given)
     namespace = parser.parse_args(given)
     try:
-        return cls(**{item.name: getattr(namespace, item.name) for item in items})
+        return cls(**{item.name: getattr(namespace, _setting(item)) for item in items})
     except ValueError as error:
         parser.error(str(error))
 
@@ -59,17 +60,25 @@ class _Parser(ArgumentParser):
 
 
 def _add_field(parser: ArgumentParser, item: "dataclasses.Field[Any]", *, hint: Any, text: str) -> None:
-    flag = "--" + item.name.replace("_", "-")
+    flag = "--" + _setting(item).replace("_", "-")
     text = " ".join(text.split()).replace("%", "%%")
+    if hint is bool:
+        parser.add_argument(flag, action="store_true", default=item.default, help=text)
+        return
     if hint == tuple[str, ...]:
         default = list(item.default) if isinstance(item.default, tuple) else []
-        parser.add_argument(flag, nargs="+", type=str, default=default, metavar=item.name[:-1].upper(), help=text)
+        metavar = item.name.rsplit("_", maxsplit=1)[-1].removesuffix("s").upper()
+        parser.add_argument(flag, nargs="+", type=str, default=default, metavar=metavar, help=text)
         return
     if "Default" not in text and item.default not in ("", None):
         text += f" Default: {item.default}."
     choices = getattr(hint, "__args__", ()) if "Literal" in str(hint) else ()
-    metavar = "{" + ",".join(choices) + "}" if choices else item.name.rsplit("_", maxsplit=1)[-1].upper()
+    metavar = "{" + ",".join(choices) + "}" if choices else _setting(item).rsplit("_", maxsplit=1)[-1].upper()
     parser.add_argument(flag, type=hint, default=item.default, metavar=metavar, help=text)
+
+
+def _setting(item: "dataclasses.Field[Any]") -> str:
+    return item.name.rstrip("_")
 
 
 def _refuse_unknown_flags(parser: ArgumentParser, given: Sequence[str]) -> None:
