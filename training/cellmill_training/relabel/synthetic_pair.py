@@ -1,0 +1,106 @@
+"""Two synthetic data sets that leave open what the other knows, and the truth about both.
+
+`like_pannuke` merges lymphocyte, macrophage and neutrophil and tells neoplastic from epithelial; `like_monusac` merges
+neoplastic and epithelial, tells the inflammatory cells apart, and leaves connective and dead cells unlabelled (unknown
+pixels), as the real ones do. Every image is of a slide of its own, at 0.25 um/px like the real ones. Here, unlike on
+real data, it can be measured whether cross-relabelling finds what was merged.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from cellmill.grid import Box
+from cellmill.synthetic.cell_types import TYPE_NAMES
+from cellmill.synthetic.tissue import SyntheticRegion, render_region
+from cellmill_schemas.ontology import get_ontology
+from cellmill_training.datasets.labelled_image import CellLabel, LabelledImage, LabelOrigin, densely_numbered
+from cellmill_training.datasets.store import LabelledDataset, write_dataset
+from cellmill_training.relabel.relabelling import NewLabel
+
+__all__ = ["INFLAMMATORY", "LIKE_MONUSAC", "LIKE_PANNUKE", "SyntheticPair", "recovery", "write_synthetic_pair"]
+
+LIKE_PANNUKE, LIKE_MONUSAC = "like_pannuke", "like_monusac"
+INFLAMMATORY = ("lymphocyte", "macrophage", "neutrophil")
+_GLANDULAR = ("neoplastic", "epithelial")
+_SIDE_UM = 200.0
+_FIRST_SEED: dict[str, int] = {LIKE_PANNUKE: 410_000, LIKE_MONUSAC: 420_000}
+
+Kind = Literal["like_pannuke", "like_monusac"]
+
+
+@dataclass(frozen=True)
+class SyntheticPair:
+    """Both data sets, and the type of each of their cells."""
+
+    datasets: tuple[LabelledDataset, LabelledDataset]
+    truth: Mapping[str, tuple[str, ...]]
+    """By image id: the type of instance k at k - 1."""
+
+
+def write_synthetic_pair(folder: Path, *, num_images: int, seed: int = 0, mpp: float = 0.25) -> SyntheticPair:
+    """Write `<folder>/like_pannuke` and `<folder>/like_monusac`.
+
+    Args:
+        folder: without these two yet.
+        num_images: of each, 200 um wide, about 250 cells each.
+        seed: another seed, other slides.
+        mpp: um per px.
+    """
+    truth: dict[str, tuple[str, ...]] = {}
+    kinds: tuple[Kind, Kind] = (LIKE_PANNUKE, LIKE_MONUSAC)
+    first, second = (
+        write_dataset(
+            folder / kind,
+            _images(kind, num_images, seed, mpp, truth),
+            ontology=get_ontology("refined7"),
+            name=kind,
+        )
+        for kind in kinds
+    )
+    return SyntheticPair((first, second), truth)
+
+
+def recovery(pair: SyntheticPair, labels: list[NewLabel]) -> tuple[np.ndarray, np.ndarray]:
+    """True and found type of each relabelled cell, as numbers of the `refined7` ontology."""
+    true = [TYPE_NAMES.index(pair.truth[label.image_id][label.instance - 1]) for label in labels]
+    return np.array(true), np.array([TYPE_NAMES.index(label.cell_type) for label in labels])
+
+
+def _images(
+    kind: Kind, number: int, seed: int, mpp: float, truth: dict[str, tuple[str, ...]]
+) -> Iterator[LabelledImage]:
+    side_px = round(_SIDE_UM / mpp)
+    for place in range(number):
+        slide = _FIRST_SEED[kind] + 1000 * seed + place
+        x, y = np.random.default_rng(slide).integers(0, 8000, 2).tolist()
+        region = render_region(slide, Box(x, y, x + side_px, y + side_px), mpp=mpp)
+        image, types = _labelled(kind, region, name=f"{kind}-{slide}", mpp=mpp)
+        truth[image.image_id] = types
+        yield image
+
+
+def _labelled(kind: Kind, region: SyntheticRegion, *, name: str, mpp: float) -> tuple[LabelledImage, tuple[str, ...]]:
+    types = np.array(TYPE_NAMES)[region.types]
+    merged = INFLAMMATORY if kind == LIKE_PANNUKE else _GLANDULAR
+    kept = np.ones(len(types), bool) if kind == LIKE_PANNUKE else ~np.isin(types, ("connective", "dead"))
+    shown = np.concatenate([[False], kept])[region.labels]
+    instances, numbers = densely_numbered(np.where(shown, region.labels, 0))
+    own = tuple(str(types[number - 1]) for number in numbers)
+    origin = LabelOrigin("dataset", kind)
+    image = LabelledImage(
+        image_id=name,
+        source=kind,
+        tissue="synthetic",
+        split_group=name,
+        fold="",
+        mpp=mpp,
+        image=region.image,
+        instances=instances,
+        labels=tuple(CellLabel(merged if own_type in merged else (own_type,), origin) for own_type in own),
+        unknown=(region.labels > 0) & ~shown,
+    )
+    return image, own
