@@ -79,6 +79,7 @@ def find_tissue(
     tiles: TileGeometry,
     *,
     mode: Literal["auto", "none"] | Path = "auto",
+    overview: Overview | None = None,
 ) -> TissueMap:
     """Decide which tiles are analysed.
 
@@ -87,6 +88,7 @@ def find_tissue(
         grid: its model grid.
         tiles: the model's tile geometry.
         mode: "auto" finds tissue, "none" analyses everything, a path names a GeoJSON file of regions in level-0 px.
+        overview: the slide's small picture where it was read already.
 
     Raises:
         RegionFileError: when the region file cannot be used, naming it and the feature.
@@ -99,7 +101,7 @@ def find_tissue(
         inside = tiles_in_regions(regions, grid, tiles, shape=tile_mm2.shape)
         return TissueMap(inside, tile_mm2, "region", f"{len(regions)} regions cover {int(inside.sum())} tiles")
     mpp = (grid.target_mpp / grid.scale_x, grid.target_mpp / grid.scale_y)
-    overview = read_overview(reader, mpp=mpp)
+    overview = overview or read_overview(reader, mpp=mpp)
     mask, threshold = tissue_mask(overview)
     share = float(mask.mean())
     analysed = _tile_shares(mask, overview, grid, tiles, shape=tile_mm2.shape) >= _MIN_TILE_SHARE

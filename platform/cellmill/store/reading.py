@@ -13,6 +13,7 @@ import polars as pl
 from cellmill.store.identity import read_identity
 from cellmill.store.layout import cells_key
 from cellmill.store.objects import ObjectStore
+from cellmill.store.selecting import CellRegion, of_types, within_region
 from cellmill.store.statuses import read_status, read_statuses, statuses_table
 from cellmill_schemas.cells import cell_schema
 from cellmill_schemas.slides import SlideStatus
@@ -28,7 +29,14 @@ SLIDE_COLUMNS = ("mpp_x", "mpp_y", "target_mpp", "slide_mm2", "analysed_mm2", "o
 _SCANNED_BY_POLARS = ("s3://", "s3a://", "gs://", "gcs://", "az://", "abfs://", "abfss://", "http://", "https://")
 
 
-def open_cells(url: str | Path, *, slide_ids: Iterable[str] | None = None) -> pl.LazyFrame:
+def open_cells(
+    url: str | Path,
+    *,
+    slide_ids: Iterable[str] | None = None,
+    cell_types: Iterable[str] | None = None,
+    min_confidence: float | None = None,
+    region: CellRegion | None = None,
+) -> pl.LazyFrame:
     """All cells of a cell set, with the columns `SLIDE_COLUMNS` of their slides.
 
     Nothing is read before `collect`, and then only the columns and row groups the query needs. `slide_id` and
@@ -40,18 +48,34 @@ def open_cells(url: str | Path, *, slide_ids: Iterable[str] | None = None) -> pl
             fsspec takes them.
         slide_ids: only these slides, of which only the files are opened. A filter on `slide_id` finds the same cells
             but looks into every slide: polars skips row groups by the range of a number, not of a category.
+        cell_types: only these types, by name or synonym as the cell set's ontology has them.
+        min_confidence: only cells at least this confident of their type, 0 to 1.
+        region: only cells centred in it, in level-0 px: a box (x0, y0, x1, y1), a shapely polygon or multipolygon, or a
+            GeoJSON file as QuPath exports them. Of a slide only the row groups that meet the region's box are read;
+            without `slide_ids` the same place is taken of every slide.
 
     Raises:
         FileNotFoundError: when there is no cell set, or when a slide asked for is not done.
+        ValueError: when a type is unknown, listing those there are, or the region has no area.
+        RegionFileError: when the region's file cannot be used.
     """
     store = ObjectStore(url)
     identity = read_identity(store)
+    kept: list[pl.Expr] = []
+    if cell_types is not None:
+        kept.append(of_types(cell_types, identity.ontology))
+    if min_confidence is not None:
+        kept.append(pl.col("confidence") >= min_confidence)
+    if region is not None:
+        kept += within_region(region)
     done = [status for status in _finished(store, slide_ids) if status.outcome == "done"]
     slides = pl.DataFrame(statuses_table(done))
     if done:
         cells = _scan(store, [cells_key(status.slide_id) for status in done])
     else:
         cells = pl.DataFrame(cell_schema(identity.ontology).empty_table()).lazy()
+    for condition in kept:
+        cells = cells.filter(condition)
     # Expressions rather than a join: slide columns that a query does not use cost it nothing.
     slide_ids = slides["slide_id"].cast(pl.Categorical)
     return cells.with_columns(
