@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
+from metric_helpers import random_tallies
 
 from cellmill.metrics import quality
 from cellmill.metrics.bootstrap import draw_weights, interval
@@ -347,20 +348,8 @@ def test_weights_are_counts_of_draws_and_groups_are_drawn_whole() -> None:
     assert not np.array_equal(grouped[:, 0], grouped[:, 1])
 
 
-def _random_tallies(num_images: int, seed: int = 0) -> ImageTally:
-    rng = np.random.default_rng(seed)
-    tallies: list[ImageTally] = []
-    for _ in range(num_images):
-        labels = np.arange(1, 10).reshape(3, 3)
-        size = 10
-        predicted = np.where(rng.random((3, 3)) < 0.3, 0, labels)
-        truth, guess = rng.integers(0, 2, size), rng.dirichlet([1, 1], size)
-        tallies.append(tally_image(labels, np.eye(2, dtype=bool)[truth], predicted, guess))
-    return stacked(tallies)
-
-
 def test_intervals_are_those_of_resampling_one_set_at_a_time() -> None:
-    images = _random_tallies(12)
+    images = random_tallies(12)
     weights = draw_weights(12, num_replicates=200, seed=5)
     figures = summarise(images, ("a", "b"), weights)
     slow = []
@@ -382,10 +371,27 @@ def test_intervals_are_those_of_resampling_one_set_at_a_time() -> None:
 
 
 def test_an_interval_of_equal_images_is_a_point() -> None:
-    one = _random_tallies(1)
+    one = random_tallies(1)
     images = one.take(np.zeros(6, np.int64))
     figure = summarise(images, ("a", "b"), draw_weights(6)).pooled["pq"]
     assert figure.low == pytest.approx(figure.value) == pytest.approx(figure.high)
+
+
+def test_one_image_has_figures_and_no_interval() -> None:
+    images = random_tallies(1)
+    figures = summarise(images, ("a", "b"), draw_weights(1))
+    assert figures.pooled["pq"].value == quality.panoptic_quality(images.panoptic[0])
+    assert math.isnan(figures.pooled["pq"].low)
+    assert "(" not in str(figures.types["a"].figures["f1"])
+
+
+def test_a_type_that_no_image_shows_has_no_r2_though_scikit_learn_has_one() -> None:
+    labels = _squares((0, 4, 0, 4))
+    images = stacked([tally_image(labels, _permitted("a"), labels, _prob("a"))] * 3)
+    figures = summarise(images, ("a", "b"), draw_weights(3))
+    assert quality.r2(images.total().count_moments)[1] == 1.0
+    assert math.isnan(figures.types["b"].figures["r2"].value)
+    assert figures.types["a"].figures["r2"].value == 1.0  # constant truth, predicted without error
 
 
 def test_a_figure_that_no_replicate_defines_has_no_interval() -> None:

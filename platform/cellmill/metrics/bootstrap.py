@@ -39,6 +39,8 @@ def draw_weights(
 def interval(values: Floats, *, level: float = 0.95) -> tuple[Floats, Floats]:
     """Percentile interval along the first axis, of the replicates in which the figure is defined; NaN where none is."""
     defined = np.isfinite(values).any(axis=0)
+    if not len(values):
+        return np.full(defined.shape, np.nan), np.full(defined.shape, np.nan)
     filled = np.where(defined, values, 0.0)
     low, high = np.nanpercentile(filled, [50 * (1 - level), 50 * (1 + level)], axis=0)
     return np.where(defined, low, np.nan), np.where(defined, high, np.nan)

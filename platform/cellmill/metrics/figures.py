@@ -29,6 +29,14 @@ __all__ = [
 
 Floats = npt.NDArray[np.float64]
 
+
+def _type_r2(tally: ImageTally) -> Floats:
+    """R2 by type, where the images it is made of hold a cell of the type at all: a reference that never shows a type
+    (MoNuSAC has no dead cells) says nothing about how well it is counted, though scikit-learn would give 1."""
+    moments = tally.count_moments[..., :-1, :]
+    return np.where(moments[..., 1] > 0, quality.r2(moments), np.nan)
+
+
 POOLED: Mapping[str, Callable[[ImageTally], Floats]] = {
     "pq": lambda tally: quality.panoptic_quality(tally.panoptic),
     "dq": lambda tally: quality.detection_quality(tally.panoptic),
@@ -60,7 +68,7 @@ TYPES: Mapping[str, Callable[[ImageTally], Floats]] = {
     "f1_weighted": lambda tally: quality.weighted_type_f1(tally.types),
     "f1_assigned": lambda tally: quality.type_f1(tally.types_assigned),
     "f1_weighted_assigned": lambda tally: quality.weighted_type_f1(tally.types_assigned),
-    "r2": lambda tally: quality.r2(tally.count_moments[..., :-1, :]),
+    "r2": _type_r2,
 }
 """Figures of each type."""
 
@@ -74,7 +82,7 @@ def present_in_reference(tally: ImageTally) -> npt.NDArray[np.bool_]:
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure and its 95 % interval; NaN where it is not defined."""
+    """A figure and its 95 % interval; NaN where it is not defined, the interval also where there is but one image."""
 
     value: float
     low: float
@@ -88,6 +96,8 @@ class Figure:
     def __str__(self) -> str:
         if np.isnan(self.value):
             return "-"
+        if np.isnan(self.low):
+            return f"{self.value:.3f}"
         return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
 
 
@@ -166,6 +176,8 @@ def summarise(images: ImageTally, names: Sequence[str], weights: Floats) -> Figu
         names: of the C types.
         weights: (R, n) from `bootstrap.draw_weights`.
     """
+    if len(weights) and not np.ptp(weights, axis=0).any():
+        weights = weights[:0]  # one image, or one group: every draw is the same, which is no interval
     total, drawn = images.total(), images.weighted(weights)
     of_types = {key: make(total) for key, make in TYPES.items()}
     of_types_drawn = {key: make(drawn) for key, make in TYPES.items()}
