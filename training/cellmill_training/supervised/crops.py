@@ -132,7 +132,8 @@ class LabelledCrops:
         with ThreadPoolExecutor(self._threads, thread_name_prefix="crops") as pool:
             step = first_step
             while True:
-                crops = list(pool.map(lambda place: self._crop(*place), self._places(step)))
+                epochs, items = zip(*self._places(step), strict=True)
+                crops = list(pool.map(self._crop, epochs, items))
                 yield stacked(crops, with_hv=self._with_hv)
                 step += 1
 

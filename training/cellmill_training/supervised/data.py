@@ -39,13 +39,13 @@ class TrainingSet:
 
 
 def open_training_set(
-    data: str, *, ontology: str = "", train_folds: Sequence[str] = (), validation_folds: Sequence[str] = ()
+    data: str, *, ontology: Ontology | str = "", train_folds: Sequence[str] = (), validation_folds: Sequence[str] = ()
 ) -> TrainingSet:
     """Open a data set and deal out its images.
 
     Args:
         data: folder or URL of a data set.
-        ontology: name of the network's ontology; the data set's own unless given.
+        ontology: the network's, or the name of a built-in one; the data set's own unless given.
         train_folds: folds of the source that train; the data set's splits decide unless given.
         validation_folds: folds that validate. Images of other folds are left alone.
 
@@ -55,12 +55,13 @@ def open_training_set(
     """
     dataset = open_dataset(data)
     try:
-        target = get_ontology(ontology) if ontology else dataset.ontology
+        named = get_ontology(ontology) if isinstance(ontology, str) and ontology else ontology
+        target = named if isinstance(named, Ontology) else dataset.ontology
         mapping = get_mapping(dataset.ontology, target)
     except KeyError as error:
         raise ValueError(
             f"Data set {dataset.name!r} has the classes of {dataset.ontology.name!r}, and the network is to have those "
-            f"of {ontology!r}: {error.args[0]}"
+            f"of {ontology if isinstance(ontology, str) else ontology.name}: {error.args[0]}"
         ) from error
     if bool(train_folds) != bool(validation_folds):
         raise ValueError("Give both --train-folds and --validation-folds, or neither to go by the data set's splits.")

@@ -28,7 +28,8 @@ def _outlined(
     image: npt.NDArray[np.uint8], labels: npt.NDArray[np.int32], colors: npt.NDArray[np.uint8]
 ) -> npt.NDArray[np.uint8]:
     """Pixels of an instance that touch another label, in its colour (n + 1, 3)."""
-    large, shown = (np.repeat(np.repeat(array, _ENLARGED, 0), _ENLARGED, 1) for array in (labels, image))
+    large = np.repeat(np.repeat(labels, _ENLARGED, 0), _ENLARGED, 1)
+    shown = np.repeat(np.repeat(image, _ENLARGED, 0), _ENLARGED, 1)
     padded = np.pad(large, 1, mode="edge")
     edge = np.zeros(large.shape, np.bool_)
     for dy, dx in ((0, 1), (2, 1), (1, 0), (1, 2)):

@@ -4,7 +4,7 @@ Every worker of a run calls `fit_network` with the same arguments but its rank; 
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -124,7 +124,7 @@ def fit_network(
 
 
 @contextmanager
-def _averaged_weights(state: TrainingState) -> Iterator[None]:
+def _averaged_weights(state: TrainingState) -> Generator[None]:
     """The network with its averaged weights while the block runs."""
     own = {name: value.clone() for name, value in learnt_state(state.network).items()}
     state.network.load_state_dict(state.averaged, strict=False)

@@ -16,6 +16,8 @@ from cellmill.arguments import parse_dataclass
 from cellmill_training.ray_trainer import Device, WorkerPlan, rank_and_world
 
 if TYPE_CHECKING:
+    from cellmill.models.feature_cache import FeatureCache
+    from cellmill.models.networks import CellNetwork
     from cellmill_training.mixture import Batch
     from cellmill_training.supervised.data import TrainingSet
     from cellmill_training.teacher.recipe import TeacherRecipe
@@ -159,9 +161,14 @@ def _check(settings: TrainTeacherSettings) -> None:
 
     recipe, training_set = recipe_of(settings), _open(settings)
     config = network_config(recipe, training_set.ontology)
-    loss_of(recipe, config, training_set)
+    if settings.cache_features and (config.vit is None or not config.vit.frozen):
+        raise ValueError(
+            f"--cache-features keeps what a frozen vision transformer says; recipe {settings.recipe!r} has none. "
+            "Leave it out."
+        )
     if recipe.pretrained:
         find_encoder_file(config, source=settings.encoder_weights or None)
+    loss_of(recipe, config, training_set)
     uses_gpu(settings.device)
 
 
@@ -171,7 +178,11 @@ def _fit(settings: TrainTeacherSettings) -> Path:
     out = Path(settings.out).resolve()
     training_set = _open(settings)
     absolute = replace(
-        settings, out=str(out), data=training_set.dataset.store.url, encoder_weights=_absolute(settings.encoder_weights)
+        settings,
+        out=str(out),
+        data=training_set.dataset.store.url,
+        encoder_weights=_absolute(settings.encoder_weights),
+        cache_features=_absolute(settings.cache_features),
     )
     place, _ = fit_tracked(
         _worker,
@@ -195,7 +206,9 @@ def _worker(config: dict[str, Any]) -> None:
     """What each Ray Train worker runs."""
     import torch
 
+    from cellmill.models.networks import TokenNetwork
     from cellmill_training.supervised.crops import LabelledCrops
+    from cellmill_training.supervised.features import DecodedFeatures, with_features
     from cellmill_training.supervised.on_ray import join_workers
     from cellmill_training.supervised.run import fit_network
     from cellmill_training.supervised.validation import Validation
@@ -218,10 +231,13 @@ def _worker(config: dict[str, Any]) -> None:
         threads=settings.cpus_per_worker,
     )
 
-    def batches(first_step: int) -> "Iterator[Batch]":
-        return crops.batches(first_step)
-
     with join_workers(settings.out, settings.device) as (place, worker):
+        cache = _feature_cache(settings, network.to(worker.device))
+
+        def batches(first_step: int) -> "Iterator[Batch]":
+            made = crops.batches(first_step)
+            return with_features(made, cache) if cache else made
+
         fit_network(
             network,
             loss=loss_of(recipe, model_config, training_set),
@@ -235,4 +251,15 @@ def _worker(config: dict[str, Any]) -> None:
                 most_images=recipe.most_validation_images,
             ),
             worker=worker,
+            forward=DecodedFeatures(network) if cache and isinstance(network, TokenNetwork) else None,
         )
+
+
+def _feature_cache(settings: TrainTeacherSettings, network: "CellNetwork") -> "FeatureCache | None":
+    from cellmill.models.feature_cache import FeatureCache
+    from cellmill.models.networks import TokenNetwork
+
+    if not settings.cache_features:
+        return None
+    assert isinstance(network, TokenNetwork), "the settings were checked"
+    return FeatureCache(Path(settings.cache_features), network)
