@@ -6,14 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
-import torch
+import ray.train
 import relabel_helpers
+import torch
 from relabel_helpers import dotted_dataset, two_colors, worker_that_dies_once
 from safetensors.torch import save_file
 
 from cellmill_schemas.ontology import get_ontology
 from cellmill_training.loop import LossIsNotFiniteError
 from cellmill_training.ray_trainer import WorkerPlan, fit
+from cellmill_training.relabel import learning
 from cellmill_training.relabel.cells import (
     CellIndex,
     balanced_rows,
@@ -32,7 +34,6 @@ from cellmill_training.relabel.classifier import (
 )
 from cellmill_training.relabel.fitting import FitConfig, FitState, LabelledCrops, fit_classifier, load_state, save_state
 from cellmill_training.relabel.learning import ClassifierFolder, LearnConfig, learning_rows
-from cellmill_training.relabel.learning import _prepare as prepare  # pyright: ignore[reportPrivateUsage]
 
 _CONFIG = ClassifierConfig(class_names=("a", "b"), encoder="test_resnet")
 _FIT = FitConfig(epochs=2, batch_size=8, learning_rate=2e-3, warmup_steps=2, checkpoint_steps=3)
@@ -207,6 +208,17 @@ def test_a_loss_that_is_not_finite_stops_with_advice() -> None:
         fit_classifier(state, train=two_colors(16, seed=0), validation=two_colors(8, seed=1), config=_FIT)
 
 
+def test_rays_tale_of_failed_workers_becomes_the_sentence_that_helps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object, **__: object) -> None:
+        raise ray.train.WorkerGroupError("worker 0 failed", {0: LossIsNotFiniteError("Lower --learning-rate")})
+
+    monkeypatch.setattr(learning, "fit", failing)
+    with pytest.raises(LossIsNotFiniteError, match="Lower --learning-rate"):
+        learning._fit({}, tmp_path, WorkerPlan())  # pyright: ignore[reportPrivateUsage]
+
+
 @pytest.mark.timeout(300)
 # Ray copies its own data context attribute by attribute and warns about some of them.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
@@ -220,7 +232,7 @@ def test_a_killed_worker_loses_only_the_steps_since_the_last_checkpoint(tmp_path
     settings = dataclasses.replace(_FIT, epochs=2)
     place = ClassifierFolder(tmp_path / "run")
     learn = LearnConfig(encoder="test_resnet", weights="random", fit=settings)
-    prepare(place, dataset, index, rows, classifier=classifier, learn=learn)
+    learning._prepare(place, dataset, index, rows, classifier=classifier, learn=learn)  # pyright: ignore
     config = {"folder": str(place.folder), "classifier": dataclasses.asdict(classifier)}
     config |= {"fit": dataclasses.asdict(settings), "device": "cpu", "die_at_step": 5}
     ray.cloudpickle.register_pickle_by_value(relabel_helpers)  # workers do not see the folder of the tests

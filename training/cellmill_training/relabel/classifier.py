@@ -97,7 +97,7 @@ def _encoder(name: str, *, num_classes: int, dropout: float, pretrained: bool = 
     if not timm.is_model(name):
         near = ", ".join(timm.list_models(f"{name[:6]}*")[:5]) or "see timm.list_models()"
         raise ValueError(f"timm has no model called {name!r}; near it are: {near}.")
-    return cast(nn.Module, timm.create_model(name, pretrained=pretrained, num_classes=num_classes, drop_rate=dropout))
+    return timm.create_model(name, pretrained=pretrained, num_classes=num_classes, drop_rate=dropout)
 
 
 def initial_encoder(config: ClassifierConfig, weights: str) -> dict[str, Tensor]:

@@ -117,9 +117,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the job; returns its exit code."""
     settings = parse_dataclass(RelabelSettings, prog="relabel-dataset", description=_DESCRIPTION, arguments=arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    from cellmill_training.loop import LossIsNotFiniteError
+
     try:
         result = run_relabelling(settings)
-    except ValueError as error:
+    except (ValueError, LossIsNotFiniteError) as error:
         sys.stderr.write(f"relabel-dataset: {error}\n")
         return UNUSABLE
     for one in result.learned:

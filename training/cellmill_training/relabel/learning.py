@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 
 from cellmill_training.datasets.splitting import Split
 from cellmill_training.datasets.store import LabelledDataset
+from cellmill_training.loop import LossIsNotFiniteError
 from cellmill_training.ray_trainer import (
     Device,
     WorkerPlan,
@@ -34,7 +35,6 @@ from cellmill_training.ray_trainer import (
     take_last_checkpoint,
     torch_device,
 )
-from cellmill_training.relabel.augmenting import AugmentConfig
 from cellmill_training.relabel.cells import CellIndex, Rows, balanced_rows, split_rows
 from cellmill_training.relabel.classifier import (
     IMAGENET,
@@ -140,6 +140,7 @@ def learn_classifier(
 
     Raises:
         ValueError: when there are no weights to start from.
+        LossIsNotFiniteError: when the loss became NaN or infinite.
         ray.train.TrainingFailedError: when a worker raised, or died more often than the plan allows.
     """
     place = ClassifierFolder(folder.resolve())
@@ -151,8 +152,22 @@ def learn_classifier(
             "fit": asdict(learn.fit),
             "device": plan.device,
         }
-        fit(_worker, config, out=place.folder, plan=plan)
+        _fit(config, place.folder, plan)
     return load_classifier(place.classifier)
+
+
+def _fit(config: dict[str, Any], folder: Path, plan: WorkerPlan) -> None:
+    import ray.train
+
+    try:
+        fit(_worker, config, out=folder, plan=plan)
+    except ray.train.WorkerGroupError as error:
+        # Ray tells of workers; whoever started the run needs the sentence that says what to do.
+        for failure in error.worker_failures.values():
+            reason = getattr(failure, "_base_exc", failure)
+            if isinstance(reason, LossIsNotFiniteError):
+                raise reason from error
+        raise
 
 
 def _prepare(
@@ -179,7 +194,7 @@ def _worker(config: dict[str, Any]) -> None:
     """What each Ray Train worker runs."""
     place = ClassifierFolder(Path(config["folder"]))
     classifier = ClassifierConfig.from_json(config["classifier"])
-    settings = FitConfig(**{**config["fit"], "augment": AugmentConfig(**config["fit"]["augment"])})
+    settings = FitConfig.from_json(config["fit"])
     device = torch_device(cast(Device, config["device"]))
     rank, num_workers = rank_and_world()
     # The checkpoint travels through Ray; only rank 0 keeps one in the folder.
