@@ -1,0 +1,75 @@
+"""`train-teacher` on Ray Train: a worker killed in the middle of an epoch costs the steps since the last checkpoint."""
+
+import os
+import signal
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from training_helpers import small_dataset
+
+from cellmill.models.encoder_weights import save_encoder
+from cellmill.models.loading import load_model
+from cellmill.models.networks import build_model
+from cellmill_schemas.ontology import get_ontology
+from cellmill_training.ray_trainer import fit
+from cellmill_training.recipes import teacher_recipe
+from cellmill_training.supervised.history import read_history
+from cellmill_training.teacher.job import TrainTeacherSettings
+from cellmill_training.teacher.recipe import network_config
+
+NUM_STEPS, DIES_AFTER, CHECKPOINT_EVERY = 8, 5, 2
+
+
+def _dying_worker(config: dict[str, Any]) -> None:
+    """The job's own worker, killed after a step the first time it gets there; every step leaves a line."""
+    from cellmill_training import loop
+    from cellmill_training.teacher import job
+
+    folder = Path(config["out"]).parent
+    average = loop._average  # pyright: ignore[reportPrivateUsage]
+
+    def watched(state: Any, settings: Any) -> None:
+        average(state, settings)
+        with (folder / "steps.txt").open("a") as file:
+            file.write(f"{state.step}\n")
+        if state.step == DIES_AFTER and not (folder / "died").exists():
+            (folder / "died").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    loop._average = watched  # pyright: ignore[reportPrivateUsage]
+    job._worker(config)  # pyright: ignore[reportPrivateUsage]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+# Ray copies its own data context attribute by attribute and warns about some of them.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
+@pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning")
+@pytest.mark.usefixtures("ray_session")
+def test_a_killed_worker_costs_the_steps_since_its_last_checkpoint(tmp_path: Path) -> None:
+    dataset = small_dataset(tmp_path / "data", num_images=6, side_px=384)
+    config = network_config(teacher_recipe("teacher-demo"), get_ontology("refined7"))
+    save_encoder(build_model(config), tmp_path / "encoder" / "tiny-vit.safetensors")
+    out = tmp_path / "run"
+    settings = TrainTeacherSettings(
+        data=dataset.store.url,
+        out=str(out),
+        recipe="teacher-demo",
+        encoder_weights=str(tmp_path / "encoder"),
+        max_steps=NUM_STEPS,
+        batch_size=2,
+        checkpoint_steps=CHECKPOINT_EVERY,
+        cpus_per_worker=1,
+        device="cpu",
+        max_failures=1,
+    )
+    fit(_dying_worker, asdict(settings), out=out, plan=settings.plan)
+
+    assert (tmp_path / "died").exists()
+    last_checkpoint = DIES_AFTER // CHECKPOINT_EVERY * CHECKPOINT_EVERY
+    steps = [int(line) for line in (tmp_path / "steps.txt").read_text().split()]
+    assert steps == [*range(1, DIES_AFTER + 1), *range(last_checkpoint + 1, NUM_STEPS + 1)]
+    assert [line["step"] for line in read_history(out / "history.jsonl")][-1] == NUM_STEPS
+    assert load_model(out / "model").config.architecture == "teacher"
