@@ -18,6 +18,7 @@ from cellmill.models.encoder_weights import (
     EncoderWeightsError,
     find_encoder_file,
     pretrained,
+    restore_encoder,
     save_encoder,
 )
 from cellmill.models.feature_cache import FeatureCache, encoder_digest
@@ -107,6 +108,17 @@ def test_an_encoder_that_is_trained_travels_with_the_model(tmp_path: Path) -> No
     assert config.vit is not None and not config.vit.sha256
     save_model(config, network.state_dict(), tmp_path / "model")
     assert _same_tokens(load_model(tmp_path / "model").build(), network.eval())
+
+
+def test_a_network_whose_config_names_its_encoders_file_does_not_run_without_it(tmp_path: Path) -> None:
+    _encoder_file(tmp_path / "tiny.safetensors")
+    config, _ = pretrained(tiny_config("teacher"), source=tmp_path)
+    network = build_model(config)
+    with pytest.raises(ValueError, match=r"has no weights.*restore_encoder"):
+        network(torch.zeros(1, 3, 64, 64))
+    restore_encoder(network, source=tmp_path)
+    assert network(torch.zeros(1, 3, 64, 64)).shape == (1, 10, 64, 64)
+    assert not any(parameter.requires_grad for parameter in network.encoder.parameters())  # type: ignore[union-attr]
 
 
 def test_another_encoders_file_is_refused_before_a_run_with_both_hashes(tmp_path: Path) -> None:

@@ -8,12 +8,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from tiny_models import tiny_config, tiny_model
 
 from cellmill.grid import Box
 from cellmill.instances.maps import FLOW_SCALE
 from cellmill.models.backends.reference import ReferenceBackend
 from cellmill.models.backends.torch_cuda import TorchCudaBackend
-from cellmill.models.config import builtin_config
+from cellmill.models.config import Architecture, builtin_config
 from cellmill.models.inference import PROB_TOLERANCE, Segmenter, TileMaps, choose_device, prepared
 from cellmill.models.loading import LoadedModel, load_model, weights_of
 from cellmill.models.networks import build_model
@@ -146,6 +147,21 @@ def test_a_graph_converted_once_gives_the_bytes_of_one_converted_here(tiles: npt
     assert np.array_equal(maps[0].prob, maps[1].prob)
     reference = Segmenter.open(model, device="cpu", batch_size=1, num_threads=1, backend="reference").predict(cut)
     assert _share_within(maps[0], reference) >= 0.999
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["teacher", "cellvit", "resnet50_unet"])
+def test_every_other_family_runs_in_openvino_and_on_the_path_of_devices_as_in_eager_torch(
+    architecture: Architecture, tiles: npt.NDArray[np.uint8]
+) -> None:
+    model = tiny_model(tiny_config(architecture, tile_px=128, margin_px=16))
+    cut = np.ascontiguousarray(tiles[:2, :128, :128])
+    reference = Segmenter.open(model, device="cpu", batch_size=1, num_threads=1, backend="reference").predict(cut)
+    fast = Segmenter.open(model, device="cpu", batch_size=1, num_threads=1).predict(cut)
+    assert _share_within(fast, reference) >= 0.999
+    pipeline = TorchCudaBackend(model, batch_size=2, num_threads=1, device="cpu").run(cut)
+    assert _share_within(pipeline, reference) >= 0.999
+    assert reference.vectors.std() > 0 and reference.prob.std() > 0
 
 
 def test_lite_needs_no_converting(small_lite: LoadedModel) -> None:

@@ -165,6 +165,16 @@ def test_a_token_covers_its_own_pixels() -> None:
     assert changed.nonzero().tolist() == [[3, 5]]
 
 
+def test_position_embeddings_settled_for_a_tile_give_the_same_tokens() -> None:
+    encoder = VitTokens(tiny_encoder()).eval()  # 8 x 8 positions
+    pixels = torch.rand(1, 3, 96, 96)  # 12 x 12 tokens
+    wanted = encoder(pixels)
+    encoder.settle(96)
+    for found, expected in zip(encoder(pixels), wanted, strict=True):
+        torch.testing.assert_close(found, expected)
+    assert not any(parameter.requires_grad for parameter in encoder.parameters())
+
+
 def test_shallow_blocks_go_to_fine_scales_and_the_rest_starts() -> None:
     tokens = [torch.full((1, 2, 1, 1), float(number)) for number in range(4)]
     lateral, deepest = split_tokens(tokens, 4)

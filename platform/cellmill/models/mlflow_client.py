@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-__all__ = ["STORE_NAME", "embedded_store", "open_client", "tracking_uri"]
+__all__ = ["STORE_NAME", "embedded_store", "open_client", "store_folder", "tracking_uri"]
+
+_SQLITE = "sqlite:///"
 
 STORE_NAME = "mlflow.db"
 """File of the embedded store; the same name that MLflow itself looks for in the current folder."""
@@ -20,7 +22,12 @@ STORE_NAME = "mlflow.db"
 
 def embedded_store(folder: Path) -> str:
     """URI of the SQLite store in `folder`."""
-    return f"sqlite:///{folder.resolve() / STORE_NAME}"
+    return f"{_SQLITE}{folder.resolve() / STORE_NAME}"
+
+
+def store_folder(uri: str) -> Path | None:
+    """Folder of a SQLite store's file; None for a server."""
+    return Path(uri.removeprefix(_SQLITE)).resolve().parent if uri.startswith(_SQLITE) else None
 
 
 def tracking_uri(folder: Path | None = None) -> str:
@@ -40,8 +47,8 @@ def open_client(uri: str) -> "MlflowClient":
     Raises:
         ValueError: when the folder of an embedded store does not exist.
     """
-    path = Path(uri.removeprefix("sqlite:///"))
-    if uri.startswith("sqlite:///") and not path.parent.is_dir():
+    folder = store_folder(uri)
+    if folder is not None and not folder.is_dir():
         raise ValueError(f"The MLflow store {uri} lies in a folder that does not exist; check MLFLOW_TRACKING_URI.")
     # Read by MLflow once, while it is imported: a run on patient data reports its use to nobody.
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from cellmill.instances.maps import FLOW_SCALE, HV_SCALE, PROB_SCALE
 from cellmill.models.loading import LoadedModel
+from cellmill.models.networks import TokenNetwork
 from cellmill.models.outputs import vectors_and_prob
 
 __all__ = ["QuantisingNetwork"]
@@ -22,6 +23,8 @@ class QuantisingNetwork(nn.Module):
     def __init__(self, model: LoadedModel) -> None:
         super().__init__()
         self.network = model.build().eval()
+        if isinstance(self.network, TokenNetwork):
+            self.network.encoder.settle(model.config.tile_px)
         self.config = model.config
         self.margin_px = model.config.margin_px
         self.scale = FLOW_SCALE if model.config.decoder == "flows" else HV_SCALE

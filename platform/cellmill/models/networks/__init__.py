@@ -28,9 +28,10 @@ _NETWORKS: dict[Architecture, type[CellNetwork]] = {
 
 
 def build_model(config: ModelConfig) -> CellNetwork:
-    """The network of `config` with fresh random weights, those of a frozen encoder too.
+    """The network of `config` with fresh random weights.
 
-    `cellmill.models.encoder_weights.pretrained` gives it with the encoder's own.
+    `cellmill.models.encoder_weights.pretrained` gives it with the encoder's own. An encoder whose file the config
+    names by hash has none until `restore_encoder` fills it in.
 
     Raises:
         ValueError: when timm does not know the encoder, or it does not fit the decoder.

@@ -6,6 +6,7 @@ The two halves can be called one by one, so that a frozen encoder's tokens are c
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -23,7 +24,9 @@ class TokenNetwork(CellNetwork):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
         assert config.vit is not None, "the config checks this"
-        self.encoder = VitTokens(config.vit)
+        # Weights in a file of their own are filled in by `encoder_weights`; random ones would be gigabytes for nothing.
+        with torch.device("meta") if config.vit.sha256 else nullcontext():
+            self.encoder = VitTokens(config.vit)
 
     def features(self, images: Tensor) -> tuple[Tensor, ...]:
         """Images (B, 3, H, W), raw RGB, to the tokens after each chosen block, (B, D, h, w) each."""

@@ -33,8 +33,13 @@ class VitTokens(nn.Module):
         """Tokens after each chosen block, (B, D, h, w) each, not normalised; the prefix tokens are left out.
 
         Raises:
-            ValueError: when the sides are no multiples of `token_px`.
+            ValueError: when the sides are no multiples of `token_px`, or the encoder was never given its weights.
         """
+        if next(self.parameters()).is_meta and not pixels.is_meta:
+            raise ValueError(
+                f"Encoder {self.vit.timm_name!r} has no weights: the config names their file by sha256 "
+                f"{self.vit.sha256}; LoadedModel.build and encoder_weights.restore_encoder fill it in."
+            )
         height, width = pixels.shape[-2:]
         if height % self.vit.token_px or width % self.vit.token_px:
             raise ValueError(f"Sides must be multiples of {self.vit.token_px} px, got {height} x {width}.")
@@ -47,6 +52,19 @@ class VitTokens(nn.Module):
             pixels, indices=indices, intermediates_only=True, stop_early=True, output_fmt="NCHW"
         )
         return tuple(cast(list[Tensor], tokens))
+
+    def settle(self, side_px: int) -> None:
+        """Interpolate position embeddings for squares of `side_px`, and take no others from now on.
+
+        Backends need it: they run one tile size, and OpenVINO has no antialiased bicubic filter, which timm would
+        put in the graph.
+        """
+        body = cast(Any, self.body)
+        side = self.vit.encoder_px(side_px)
+        body.set_input_size(img_size=(side, side))
+        # What timm sets up where sizes do not change: patches come flat, and positions are added as they are.
+        body.dynamic_img_size, body.patch_embed.flatten = False, True
+        self._freeze()
 
     def train(self, mode: bool = True) -> "VitTokens":
         """Frozen, it stays in evaluation mode."""
