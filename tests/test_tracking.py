@@ -126,6 +126,16 @@ def test_the_store_is_the_working_folders_unless_a_server_is_named(
     assert tracking_uri(tmp_path) == "http://tracker:5000"
 
 
+def test_artifacts_lie_beside_the_store_wherever_its_file_is(
+    tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", embedded_store(store))
+    with tracked_run(experiment="elsewhere", name="one", config={}, data_digests={}, folder=tmp_path) as run:
+        run.log_text("1", "a.txt")
+    assert (store / "mlartifacts" / run.run_id / "artifacts" / "a.txt").exists()
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_store_in_a_folder_that_is_not_there_is_an_error_and_not_made(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="MLFLOW_TRACKING_URI"):
         open_client(embedded_store(tmp_path / "absent"))

@@ -117,9 +117,9 @@ def match_by_assignment(overlaps: Overlaps, *, min_iou: float = 0.5, radius_px: 
             an IoU of 0.5 it changes nothing unless it is smaller than a nucleus.
     """
     from scipy.optimize import linear_sum_assignment
+    from scipy.spatial.distance import cdist
 
-    away = overlaps.reference_centroids_px[:, None] - overlaps.predicted_centroids_px[None]  # (n, m, 2)
-    distance_px = np.sqrt((away**2).sum(axis=2))
+    distance_px = cdist(overlaps.reference_centroids_px, overlaps.predicted_centroids_px)  # (n, m)
     rows, columns = linear_sum_assignment(distance_px)
     iou = overlaps.iou_table()[rows, columns]
     kept = iou > min_iou

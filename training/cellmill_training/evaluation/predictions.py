@@ -7,7 +7,7 @@ margins that they have in a run.
 """
 
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import cv2
 import numpy as np
@@ -106,7 +106,7 @@ def predicted_maps(network: CellNetwork, image: npt.NDArray[np.uint8]) -> DenseM
 
 def decoded(maps: DenseMaps | HvMaps, *, mpp: float) -> Instances:
     """Instances with the usual settings of the decoder that the maps are for."""
-    decoder: Decoder[Any] = make_decoder("hv" if isinstance(maps, HvMaps) else "flows", mpp=mpp)
+    decoder = cast("Decoder[Any]", make_decoder("hv" if isinstance(maps, HvMaps) else "flows", mpp=mpp))
     return decoder.decode(maps)
 
 

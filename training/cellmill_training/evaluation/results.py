@@ -5,6 +5,7 @@ pooling needs no second run.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -25,6 +26,9 @@ from cellmill_training.evaluation.references import ReferenceSet
 from cellmill_training.tracking.revision import git_revision
 
 __all__ = ["Resampling", "describe", "flat_metrics", "write_results"]
+
+_NOT_IN_METRICS = re.compile(r"[^\w\-. :/]")
+"""Characters that MLflow takes in no metric's name, and data sets may have in theirs."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +120,7 @@ def flat_metrics(document: Mapping[str, Any]) -> dict[str, float]:
     def add(prefix: str, figures: Mapping[str, Any]) -> None:
         for name, figure in figures.items():
             if isinstance(figure, Mapping) and figure.get("value") is not None:
-                flat[f"{prefix}/{name}"] = float(figure["value"])
+                flat[_NOT_IN_METRICS.sub("_", f"{prefix}/{name}")] = float(figure["value"])
 
     for source, readings in document["sets"].items():
         for reading, figures in readings.items():

@@ -35,8 +35,8 @@ cannot be used; refused by a figure; refused because a backend disagrees with ea
 _NUM_TILES = 4
 _DESCRIPTION = """Register a model as a version in MLflow (MLFLOW_TRACKING_URI, else mlflow.db in the current folder)
 and give it an alias, if it is not worse than the model that has the alias now and its inference backend agrees with
-eager torch. Exits 0 when it was promoted, 3 when a figure speaks against it, 4 when a backend does, 2 when nothing could be
-judged."""
+eager torch. Exits 0 when it was promoted, 3 when a figure speaks against it, 4 when a backend does, 2 when nothing
+could be judged."""
 
 
 @dataclass(frozen=True)

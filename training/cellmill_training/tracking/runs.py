@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from cellmill.models.mlflow_client import embedded_store, open_client, tracking_uri
+from cellmill.models.mlflow_client import embedded_store, open_client, store_folder, tracking_uri
 from cellmill_training.tracking.revision import git_revision
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["ARTIFACTS_NAME", "MODEL_FOLDER", "SIGNATURE_FILE", "TrackedRun", "flattened", "tracked_run"]
 
 ARTIFACTS_NAME = "mlartifacts"
-"""Folder of artifacts beside an embedded store."""
+"""Folder of artifacts beside a store that is an SQLite file; a server has a place of its own."""
 MODEL_FOLDER = "model"
 """Where a run keeps its model folder."""
 SIGNATURE_FILE = "signature.json"
@@ -162,12 +162,12 @@ def tracked_run(
         run_id: a run of this store to go on with, after a resume; config and digests are then as they were.
     """
     uri = tracking_uri(folder)
-    embedded = uri == embedded_store(folder)
-    if embedded:
+    if uri == embedded_store(folder):
         folder.mkdir(parents=True, exist_ok=True)
+    place = store_folder(uri)
     client = open_client(uri)
     if run_id is None:
-        experiment_id = _experiment_id(client, experiment, folder / ARTIFACTS_NAME if embedded else None)
+        experiment_id = _experiment_id(client, experiment, place / ARTIFACTS_NAME if place else None)
         opened = client.create_run(experiment_id, run_name=name, tags=_tags())
         run = TrackedRun(str(opened.info.run_id), uri, str(opened.info.artifact_uri), client)
         _describe(run, client, config, data_digests)
