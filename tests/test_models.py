@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_models import tiny_config
 
 from cellmill.models.config import ModelConfig, builtin_config
 from cellmill.models.loading import ModelNotFoundError, load_model, packaged_models, save_model
@@ -91,6 +92,21 @@ def test_what_is_not_a_model_is_refused_with_what_would_be_one(tmp_path: Path) -
 def test_weights_of_another_graph_are_refused_naming_a_tensor(tmp_path: Path) -> None:
     save_model(_small(), build_model(builtin_config("lite")).state_dict(), tmp_path)
     with pytest.raises(ModelNotFoundError, match="do not fit"):
+        load_model(tmp_path)
+
+
+def test_weights_for_another_ontology_are_refused_naming_the_ontology(tmp_path: Path) -> None:
+    for config in (_small(), tiny_config("teacher"), tiny_config("cellvit")):
+        other = replace(config, ontology=get_ontology("ikem3"))
+        save_model(other, build_model(config).state_dict(), tmp_path)
+        with pytest.raises(ModelNotFoundError, match="ontology other than 'ikem3' with its 3 classes"):
+            load_model(tmp_path)
+
+
+def test_an_encoder_that_timm_does_not_know_is_refused_with_names_near_it(tmp_path: Path) -> None:
+    config = tiny_config("resnet50_unet")
+    save_model(replace(config, encoder="resnet50x"), build_model(config).state_dict(), tmp_path)
+    with pytest.raises(ModelNotFoundError, match=r"near it are .*resnet50"):
         load_model(tmp_path)
 
 
