@@ -1,4 +1,4 @@
-"""`train-teacher` on Ray Train: a worker killed in the middle of an epoch costs the steps since the last checkpoint."""
+"""`train-teacher` on Ray Train: one of two workers killed mid-epoch costs the steps since a checkpoint."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ from cellmill.models.encoder_weights import save_encoder
 from cellmill.models.loading import load_model
 from cellmill.models.networks import build_model
 from cellmill_schemas.ontology import get_ontology
-from cellmill_training.ray_trainer import fit
+from cellmill_training.ray_trainer import fit, rank_and_world
 from cellmill_training.recipes import teacher_recipe
 from cellmill_training.supervised.history import read_history
 from cellmill_training.teacher.job import TrainTeacherSettings
@@ -23,18 +23,19 @@ NUM_STEPS, DIES_AFTER, CHECKPOINT_EVERY = 8, 5, 2
 
 
 def _dying_worker(config: dict[str, Any]) -> None:
-    """The job's own worker, killed after a step the first time it gets there; every step leaves a line."""
+    """The job's own worker; the second is killed once, after a step, and the first notes the steps it takes."""
     from cellmill_training import loop
     from cellmill_training.teacher import job
 
-    folder = Path(config["out"]).parent
+    folder, (rank, _) = Path(config["out"]).parent, rank_and_world()
     average = loop._average  # pyright: ignore[reportPrivateUsage]
 
     def watched(state: Any, settings: Any) -> None:
         average(state, settings)
-        with (folder / "steps.txt").open("a") as file:
-            file.write(f"{state.step}\n")
-        if state.step == DIES_AFTER and not (folder / "died").exists():
+        if rank == 0:
+            with (folder / "steps.txt").open("a") as file:
+                file.write(f"{state.step}\n")
+        elif state.step == DIES_AFTER and not (folder / "died").exists():
             (folder / "died").touch()
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -61,6 +62,7 @@ def test_a_killed_worker_costs_the_steps_since_its_last_checkpoint(tmp_path: Pat
         max_steps=NUM_STEPS,
         batch_size=2,
         checkpoint_steps=CHECKPOINT_EVERY,
+        num_workers=2,
         cpus_per_worker=1,
         device="cpu",
         max_failures=1,
@@ -70,6 +72,8 @@ def test_a_killed_worker_costs_the_steps_since_its_last_checkpoint(tmp_path: Pat
     assert (tmp_path / "died").exists()
     last_checkpoint = DIES_AFTER // CHECKPOINT_EVERY * CHECKPOINT_EVERY
     steps = [int(line) for line in (tmp_path / "steps.txt").read_text().split()]
-    assert steps == [*range(1, DIES_AFTER + 1), *range(last_checkpoint + 1, NUM_STEPS + 1)]
+    again = list(range(last_checkpoint + 1, NUM_STEPS + 1))
+    # The first worker is level with the second, or a step behind, when Ray ends it too.
+    assert steps in ([*range(1, DIES_AFTER + 1), *again], [*range(1, DIES_AFTER), *again])
     assert [line["step"] for line in read_history(out / "history.jsonl")][-1] == NUM_STEPS
     assert load_model(out / "model").config.architecture == "teacher"

@@ -19,13 +19,12 @@ def test_the_chain_goes_from_two_partly_labelled_data_sets_to_a_segmented_slide(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    assert main(["--out", str(tmp_path), "--size", "small", "--cpus-per-worker", "1"]) == 0
+    assert main(["--out", str(tmp_path), "--size", "small", "--num-workers", "0", "--cpus-per-worker", "1"]) == 0
     table = (tmp_path / "results.md").read_text()
     for name in ("teacher", "resnet50 baseline", "student, taught", "student, alone"):
         assert f"| {name} |" in table
-    assert (
-        "is better than" in (verdict := (tmp_path / "student" / "comparison.md").read_text()) or "not better" in verdict
-    )
+    verdict = (tmp_path / "student" / "comparison.md").read_text()
+    assert "is better than" in verdict or "is not better than" in verdict
     promotions = json.loads((tmp_path / "done" / "promotions.json").read_text())
     assert promotions["student, alone"] == "promoted"  # the first of its name
     assert set(promotions.values()) <= {"promoted", "refused"}

@@ -48,7 +48,7 @@ class TrainStudentSettings:
         time_budget: seconds of training in all, over all resumes.
         max_steps: steps in all; 0 for no limit but the time.
         batch_size: crops a step and worker.
-        num_workers: Ray Train workers, each with its own share of CPUs or one GPU.
+        num_workers: Ray Train workers, each with its own share of CPUs or one GPU; 0 trains in this process.
         cpus_per_worker: CPU cores (and threads) a worker may use.
         device: where to train; auto takes CUDA where torch sees one.
         permissive_data_only: leave out sets whose licence binds the weights (MoNuSAC).

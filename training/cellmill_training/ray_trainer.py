@@ -9,6 +9,7 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -43,7 +44,8 @@ class WorkerPlan:
     """How many workers train, and with what each."""
 
     num_workers: int = 1
-    """Ray Train workers; each step they average their gradients."""
+    """Ray Train workers; each step they average their gradients. 0 is Ray Train's local mode: this process trains, and
+    nothing replaces it."""
     cpus_per_worker: int = 2
     """CPU cores, and torch threads, of a worker."""
     device: Device = "auto"
@@ -52,10 +54,10 @@ class WorkerPlan:
     """How often a dead worker is replaced before the run gives up."""
 
     def __post_init__(self) -> None:
-        if self.num_workers < 1 or self.cpus_per_worker < 1 or self.max_failures < 0:
+        if self.num_workers < 0 or self.cpus_per_worker < 1 or self.max_failures < 0:
             raise ValueError(
-                "--num-workers and --cpus-per-worker must be positive and --max-failures not negative, got "
-                f"{self.num_workers}, {self.cpus_per_worker} and {self.max_failures}."
+                "--num-workers and --max-failures must not be negative and --cpus-per-worker positive, got "
+                f"{self.num_workers}, {self.max_failures} and {self.cpus_per_worker}."
             )
 
 
@@ -102,7 +104,8 @@ def fit(
 
     use_gpu = uses_gpu(plan.device)
     resources = {"CPU": float(plan.cpus_per_worker), **({"GPU": 1.0} if use_gpu else {})}
-    with ray_session(object_store_bytes=_STORE_BYTES, show_workers=True):
+    starts_workers = plan.num_workers > 0
+    with ray_session(object_store_bytes=_STORE_BYTES, show_workers=True) if starts_workers else nullcontext():
         _require_room(plan)
         trainer = TorchTrainer(
             _with_threads(worker, plan.cpus_per_worker),
@@ -134,7 +137,7 @@ def _with_threads(worker: Callable[[dict[str, Any]], None], num_threads: int) ->
 def _require_room(plan: WorkerPlan) -> None:
     import ray
 
-    if joins_cluster():  # which may grow
+    if joins_cluster() or plan.num_workers == 0:  # a cluster may grow
         return
     needed, cores = plan.num_workers * plan.cpus_per_worker, ray.cluster_resources().get("CPU", 0.0)
     if needed > cores:

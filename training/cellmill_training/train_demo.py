@@ -68,6 +68,7 @@ class TrainDemoSettings:
         size: demo is about 20 minutes on two CPU cores; small goes through every step in a few and shows nothing.
         data: folder with local sets of real tissue (docs/models/training.md), whose pixels the encoder learns from too.
             Default: synthetic tissue alone.
+        num_workers: Ray Train workers of every stage; 0 trains in this process.
         cpus_per_worker: CPU cores to train on.
         seed: of slides, weights and crops.
     """
@@ -75,6 +76,7 @@ class TrainDemoSettings:
     out: str = "demo/train"
     size: Literal["demo", "small"] = "demo"
     data: str = ""
+    num_workers: int = 1
     cpus_per_worker: int = 2
     seed: int = 0
 
@@ -106,7 +108,9 @@ class _Chain:
         self.size = SIZES[settings.size]
         self.seed = str(settings.seed)
         self.data = data
-        self.workers = ["--cpus-per-worker", str(settings.cpus_per_worker), "--device", "cpu"]
+        self.relabel_workers = ["--num-workers", str(settings.num_workers)]
+        self.relabel_workers += ["--cpus-per-worker", str(settings.cpus_per_worker)]
+        self.workers = [*self.relabel_workers, "--device", "cpu"]
 
     def steps(self) -> dict[str, Callable[[], None]]:
         """In order."""
@@ -130,7 +134,7 @@ class _Chain:
         shutil.rmtree("relabel", ignore_errors=True)  # cut off before: a data set is written once
         size = self.size
         flags = ["--num-images", str(size.images_each), "--epochs", str(size.relabel_epochs)]
-        _job(relabel_demo, ["--out", "relabel", *flags, "--seed", self.seed, *self.workers[:2]])
+        _job(relabel_demo, ["--out", "relabel", *flags, "--seed", self.seed, *self.relabel_workers])
 
     def truth(self) -> None:
         """A test set of slides that no step has seen, with every type known."""

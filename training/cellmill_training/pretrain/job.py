@@ -42,7 +42,7 @@ class PretrainEncoderSettings:
         time_budget: seconds of training in all, over all resumes; 0 for no limit but the steps.
         batch_size: views a step and worker.
         learning_rate: peak of the cosine.
-        num_workers: Ray Train workers, each with its own share of CPUs or one GPU.
+        num_workers: Ray Train workers, each with its own share of CPUs or one GPU; 0 trains in this process.
         cpus_per_worker: CPU cores (and threads) a worker may use.
         device: where to train; auto takes CUDA where torch sees one.
         max_failures: how often a failed worker is replaced before the run gives up.

@@ -39,6 +39,7 @@ class DemoSettings:
         encoder: name of a timm model, trained from random weights.
         batch_size: crops a step.
         seed: of slides, splits and weights.
+        num_workers: Ray Train workers; 0 trains in this process.
         cpus_per_worker: CPU cores to train on.
     """
 
@@ -48,6 +49,7 @@ class DemoSettings:
     encoder: str = "test_resnet"
     batch_size: int = 32
     seed: int = 0
+    num_workers: int = 1
     cpus_per_worker: int = 2
 
 
@@ -114,6 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             epochs=settings.epochs,
             batch_size=settings.batch_size,
             seed=settings.seed,
+            num_workers=settings.num_workers,
             cpus_per_worker=settings.cpus_per_worker,
         )
     )

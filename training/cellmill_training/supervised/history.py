@@ -42,9 +42,12 @@ def trim_history(path: Path, step: int) -> None:
 
 @contextmanager
 def followed(path: Path, run: TrackedRun) -> Generator[None]:
-    """While the block runs, and once at its end, hand new lines of a history to a run."""
+    """While the block runs, and once at its end, hand the lines of a history to a run, each step once.
+
+    Lines of an earlier command that this one goes on from come first, so that every MLflow run has the whole curve.
+    """
     ended = threading.Event()
-    seen = max((int(line["step"]) for line in read_history(path)), default=-1)
+    seen = -1
 
     def forward() -> None:
         nonlocal seen

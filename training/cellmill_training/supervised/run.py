@@ -96,6 +96,7 @@ def fit_network(
             )
         figures.update(found)
         losses = {f"train_{name}": value for name, value in means.items()}
+        trim_history(place.history, state.step - 1)  # a finished run that is started again looks once more
         append_history(place.history, state.step, {**losses, **found, "seconds": state.seconds})
         place.examples.mkdir(exist_ok=True)
         for number, example in enumerate(examples):

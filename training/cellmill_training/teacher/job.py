@@ -50,7 +50,7 @@ class TrainTeacherSettings:
         learning_rate: peak of the cosine; 0 for the recipe's.
         checkpoint_seconds: what a killed worker loses at most, in seconds of training.
         checkpoint_steps: the same in steps; 0 for seconds alone.
-        num_workers: Ray Train workers, each with its own share of CPUs or one GPU.
+        num_workers: Ray Train workers, each with its own share of CPUs or one GPU; 0 trains in this process.
         cpus_per_worker: CPU cores (and threads) a worker may use.
         device: where to train; auto takes CUDA where torch sees one.
         max_failures: how often a failed worker is replaced before the run gives up.
