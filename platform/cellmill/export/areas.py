@@ -4,8 +4,9 @@ A cell set records these areas as figures; the places follow from the slide and 
 analysed is a pure function of its place and its own pixels. Here they are worked out once more by the same functions,
 and believed only when tissue, unreadable, pen and blur come out at the recorded figures.
 
-In: an open slide, its status, the cell set's settings. Out: one `SlideArea` a reason, in level-0 px. Tissue alone needs
-pixels at low resolution; where something was excluded for what it shows, every analysed tile is read again.
+In: an open slide, its status, the cell set. Out: one `SlideArea` a reason, in level-0 px. Tissue alone needs pixels at
+low resolution. Where something was excluded for what it shows, tiles are read again, but only those without a cell: no
+cell begins in a tile that was excluded.
 """
 
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow.parquet as pq
 import shapely
 from numpy.typing import NDArray
 from shapely.geometry import MultiPolygon, Polygon
@@ -23,6 +25,8 @@ from cellmill.cohort.plan import plan_fields
 from cellmill.cohort.tiles import TileGrid, Verdict, count_tiles
 from cellmill.grid import SlideGrid, TileGeometry
 from cellmill.slides.isolated_slide import IsolatedSlide
+from cellmill.store.layout import cells_key
+from cellmill.store.objects import ObjectStore
 from cellmill.store.work import SlideFacts
 from cellmill_schemas.slides import SlideStatus
 
@@ -50,7 +54,12 @@ class SlideArea:
 
 
 def find_areas(
-    slide: IsolatedSlide, status: SlideStatus, settings: Mapping[str, Any], *, tissue: Literal["auto", "none"] | Path
+    slide: IsolatedSlide,
+    status: SlideStatus,
+    settings: Mapping[str, Any],
+    *,
+    tissue: Literal["auto", "none"] | Path,
+    store: ObjectStore,
 ) -> tuple[SlideArea, ...]:
     """What was analysed, then what was excluded for its pixels; glass and what lies outside regions are the rest.
 
@@ -59,6 +68,7 @@ def find_areas(
         status: how it ended.
         settings: the cell set's `config`.
         tissue: as the run was told.
+        store: the cell set, for where its cells lie.
 
     Raises:
         ValueError: when the areas found are not those recorded: another slide, region file or version of the code.
@@ -69,7 +79,8 @@ def find_areas(
     tiles.verdicts[~found.tiles] = Verdict.OUTSIDE_REGION if found.mode == "region" else Verdict.BACKGROUND
     excluded = status.excluded
     if excluded.unreadable_mm2 or excluded.pen_mm2 or excluded.blur_mm2:
-        tiles = _judged(slide, status, tiles, geometry)
+        settled = _tiles_with_cells(store, status.slide_id, tiles, slide.grid, geometry)
+        tiles = _judged(slide, status, tiles, geometry, settled=settled)
     areas_mm2 = _areas_mm2(tiles, slide.grid, geometry)
     recorded = {name.removesuffix("_mm2"): mm2 for name, mm2 in asdict(excluded).items()}
     recorded["analysed"] = status.analysed_mm2
@@ -87,8 +98,27 @@ def find_areas(
     )
 
 
-def _judged(slide: IsolatedSlide, status: SlideStatus, tiles: TileGrid, geometry: TileGeometry) -> TileGrid:
-    """The verdicts after a look at each tile's pixels, as the run's fields took."""
+def _tiles_with_cells(
+    store: ObjectStore, slide_id: str, tiles: TileGrid, grid: SlideGrid, geometry: TileGeometry
+) -> NDArray[np.bool_]:
+    """Tiles (rows, columns) whose core holds a cell's anchor."""
+    found = np.zeros(tiles.verdicts.shape, np.bool_)
+    with store.open_random(cells_key(slide_id)) as file, pq.ParquetFile(file) as table:
+        for batch in table.iter_batches(columns=["mask_id"]):
+            anchors = batch.column("mask_id").to_numpy().astype(np.int64) - 1
+            found[anchors // grid.width_px // geometry.stride_px, anchors % grid.width_px // geometry.stride_px] = True
+    return found
+
+
+def _judged(
+    slide: IsolatedSlide,
+    status: SlideStatus,
+    tiles: TileGrid,
+    geometry: TileGeometry,
+    *,
+    settled: NDArray[np.bool_],
+) -> TileGrid:
+    """The verdicts after a look at the pixels of each tile that is not settled, as the run's fields took."""
     facts = SlideFacts(
         slide_id=status.slide_id,
         grid=slide.grid,
@@ -101,9 +131,12 @@ def _judged(slide: IsolatedSlide, status: SlideStatus, tiles: TileGrid, geometry
     plan = plan_fields(facts, tiles, geometry=geometry, field_px=_READ_PX, halo_px=0)
     verdicts = tiles.verdicts.copy()
     for field in plan.fields:
-        seen = read_field(plan.task(field), slide, geometry=geometry).tiles
-        box = seen.tiles
-        verdicts[box.y0 : box.y1, box.x0 : box.x1] = seen.verdicts
+        task = plan.task(field)
+        box = task.tiles.tiles
+        here = (slice(box.y0, box.y1), slice(box.x0, box.x1))
+        open_ = (task.tiles.verdicts == Verdict.ANALYSED) & ~settled[here]
+        if open_.any():
+            verdicts[here] = read_field(task, slide, geometry=geometry, fresh=open_).tiles.verdicts
     return TileGrid(tiles.tiles, verdicts)
 
 

@@ -62,7 +62,7 @@ def _create(task: dict[str, Any]) -> dict[str, Any]:
         entry.image_name = image["name"]
         for key, value in image["metadata"].items():
             entry.metadata[key] = value
-        entry.save()
+        _save(entry)
         entry_ids[image["slide_id"]] = str(entry.entry_id)
     project.save(images=False)
     return {"entry_ids": entry_ids}
@@ -88,8 +88,7 @@ def _insert(task: dict[str, Any]) -> dict[str, Any]:
         kind=task["kind"],
         leave_out=present,
     )
-    # Not the project's own context manager: it would load and save every other image too.
-    entry.save()
+    _save(entry)
     return {"num_areas": num_areas, "num_cells": num_cells}
 
 
@@ -119,6 +118,17 @@ def _path_class(name: str, color: tuple[int, int, int]) -> Any:
     path_class = QuPathPathClass(name, color)
     path_class.color = color  # a class that exists keeps its colour otherwise
     return path_class
+
+
+def _save(entry: Any) -> None:
+    """Save one image, and only it: the project's own context manager would load and save all the others too.
+
+    Raises:
+        OSError: when the image cannot be reached; paquo would pass over it in silence.
+    """
+    if not entry.is_readable():
+        raise OSError(f"QuPath cannot reach the image file of {entry.image_name}; nothing was saved.")
+    entry.save()
 
 
 def _entry(project: Any, entry_id: str) -> Any:

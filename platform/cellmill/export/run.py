@@ -90,7 +90,7 @@ class _Export:
         """The slide as its file shows it; without a file, nothing is known of it."""
         if slide.source is None:
             return SlideView(origin_level0_px=(0, 0), areas=())
-        view = view_slide(slide, self.identity, self.config)
+        view = view_slide(slide, self.identity, self.config, store=self.store)
         self.notes.extend(view.notes)
         return view
 
@@ -244,6 +244,7 @@ def _write_with_qupath(export: _Export, slides: Sequence[ExportSlide], target: P
             )
         )
     set_project_uri(export.staging, final_folder=target)
+    (export.staging / f"{PROJECT_NAME}.backup").unlink(missing_ok=True)  # QuPath's, of each state before the last
     write_segment_script(export.staging)
     return tuple(exported)
 

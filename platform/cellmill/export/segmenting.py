@@ -37,6 +37,7 @@ from cellmill.slides.errors import SlideError
 from cellmill.slides.isolation import IsolatedReader
 from cellmill.store.identity import read_identity
 from cellmill.store.objects import ObjectStore
+from cellmill.store.statuses import read_statuses
 
 __all__ = ["ImageResult", "segment_project"]
 
@@ -232,5 +233,5 @@ def _insert(project: Path, work: _Work, config: SegmentProjectConfig) -> None:
 
 def _slide_id(work: _Work) -> str:
     """Of the one slide of the image's cell set."""
-    (name,) = ObjectStore(work.cells).list_names("slides")
-    return name.removesuffix(".json")
+    (status,) = read_statuses(ObjectStore(work.cells))
+    return status.slide_id

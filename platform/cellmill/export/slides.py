@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from cellmill.cohort.context import read_secret
 from cellmill.cohort.manifest import SlideSource, list_sources
 from cellmill.export.areas import SlideArea, find_areas
 from cellmill.export.config import ExportConfig
+from cellmill.privacy import read_secret
 from cellmill.slides.errors import SlideError
 from cellmill.slides.isolated_slide import IsolatedSlide
 from cellmill.slides.opening import slide_file
@@ -94,7 +94,7 @@ def choose_slides(config: ExportConfig, store: ObjectStore) -> tuple[tuple[Expor
     return chosen, tuple(notes)
 
 
-def view_slide(slide: ExportSlide, identity: CellSetIdentity, config: ExportConfig) -> SlideView:
+def view_slide(slide: ExportSlide, identity: CellSetIdentity, config: ExportConfig, *, store: ObjectStore) -> SlideView:
     """Open the slide's file and look at what an export needs.
 
     Raises:
@@ -118,14 +118,14 @@ def view_slide(slide: ExportSlide, identity: CellSetIdentity, config: ExportConf
                     f"Slide {slide.slide_id}: the file among --slides is not the one that was segmented (fingerprint "
                     f"{opened.info.fingerprint}, then {status.slide_fingerprint}); its cells would lie elsewhere."
                 )
-            areas, notes = _areas(opened, slide, identity, config)
+            areas, notes = _areas(opened, slide, identity, config, store)
             return SlideView(opened.info.bounds_level0_px, areas, notes)
     except SlideError as error:
         raise ValueError(f"Slide {slide.slide_id} cannot be opened: {error}") from error
 
 
 def _areas(
-    opened: IsolatedSlide, slide: ExportSlide, identity: CellSetIdentity, config: ExportConfig
+    opened: IsolatedSlide, slide: ExportSlide, identity: CellSetIdentity, config: ExportConfig, store: ObjectStore
 ) -> tuple[tuple[SlideArea, ...], tuple[str, ...]]:
     if config.areas == "none":
         return (), ()
@@ -140,7 +140,7 @@ def _areas(
             f"{slide.slide_id}: no areas, because the cell set was made with a region file; give it as --tissue.",
         )
     try:
-        return find_areas(opened, slide.status, identity.config, tissue=tissue), ()
+        return find_areas(opened, slide.status, identity.config, tissue=tissue, store=store), ()
     except ValueError as error:
         return (), (f"{slide.slide_id}: no areas, because {error}.",)
 
