@@ -234,6 +234,16 @@ def test_a_set_given_a_type_outside_it_costs_every_type_of_the_set_only_in_the_p
     assert tally.types_assigned[:, :5].tolist() == [[0, 0, 1, 0, 1], [0, 0, 1, 0, 1], [0, 1, 0, 0, 0]]
 
 
+def test_where_no_types_are_known_invented_cells_are_of_no_type() -> None:
+    reference, predicted = _squares((0, 4, 0, 4)), _squares((0, 4, 0, 4), (10, 14, 10, 14))
+    untyped = tally_image(reference, _permitted(""), predicted, _prob("a", "a"))
+    assert untyped.panoptic[1] == 1
+    assert not untyped.types.any()
+    typed = tally_image(reference, _permitted("a"), predicted, _prob("a", "a"))
+    empty = tally_image(np.zeros_like(reference), _permitted(), predicted, _prob("a", "a"))
+    assert (typed.types[0, 3], empty.types[0, 3]) == (1, 2)
+
+
 def test_a_types_panoptic_quality_is_that_of_its_cells_alone() -> None:
     rng = np.random.default_rng(3)
     reference = np.kron(np.arange(1, 26).reshape(5, 5), np.ones((4, 4), int))

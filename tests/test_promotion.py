@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from cellmill.models.loading import ModelNotFoundError, load_model, save_model
 from cellmill.models.mlflow_client import open_client, tracking_uri
 from cellmill_training.datasets.readers.synthetic import render_images
 from cellmill_training.datasets.store import write_dataset
+from cellmill_training.tracking import promotion_job
 from cellmill_training.tracking.promotion import Gate, compare, judge
 from cellmill_training.tracking.promotion_job import DISAGREES, PROMOTED, REFUSED, UNUSABLE, main
 
@@ -203,6 +205,24 @@ def test_force_needs_a_reason_and_the_reason_is_kept(capsys: pytest.CaptureFixtu
     found = client.get_model_version("cellmill-lite", _champion())
     assert found.tags["forced_because"] == "the other one is licensed"
     assert found.tags["champion_before"] == f"models:/cellmill-lite/{before}"
+    client.set_registered_model_alias("cellmill-lite", "champion", before)
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_champion_that_changed_meanwhile_is_not_overwritten(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client, before = open_client(tracking_uri()), _champion()
+    compared = promotion_job._judge
+
+    def judged_while_another_promotes(*arguments: Any) -> Any:
+        client.set_registered_model_alias("cellmill-lite", "champion", "2")
+        return compared(*arguments)
+
+    monkeypatch.setattr(promotion_job, "_judge", judged_while_another_promotes)
+    assert main(_arguments("as_good")) == UNUSABLE
+    assert "changed while" in capsys.readouterr().err
+    assert _champion() == "2"
     client.set_registered_model_alias("cellmill-lite", "champion", before)
 
 

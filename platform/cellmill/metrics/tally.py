@@ -12,7 +12,8 @@ them apart, or annotators who disagree. All, or none named: the type is unknown.
   within the set is a true positive of the type predicted; one outside it a false positive of the type predicted and a
   false negative of every type of the set; an instance missed is a false negative of every type of the set.
 
-Where the type is unknown, the instance counts for detection only, in both.
+Where the type is unknown, the instance counts for detection only, in both. In an image with cells of which none has a
+known type, invented cells count for no type either: its source does not tell types.
 """
 
 from collections.abc import Sequence
@@ -140,6 +141,9 @@ def _types(
 ) -> Floats:
     num_types = sets.shape[1]
     counts = np.zeros((num_types, 6))
+    cells = np.concatenate([match.reference, match.unmatched_reference])
+    if len(cells) and not known[cells].any():
+        return counts  # of a source without types
     truth, guess = sets[match.reference], given[match.predicted]  # (m, C), (m,)
     counted = known[match.reference]
     inside = truth[np.arange(len(guess)), guess]

@@ -71,6 +71,7 @@ def write_page(document: Mapping[str, Any], pictures: Mapping[str, npt.NDArray[n
         parts.append(
             "<h2>Pictures</h2><p>Outlines in the colours of types; white where the reference leaves it open.</p>"
         )
+        parts.append(_legend(model))
     parts += [_picture(name, image) for name, image in pictures.items()]
     return "\n".join(parts)
 
@@ -160,6 +161,14 @@ def _figure(figure: Mapping[str, float | None] | None) -> str:
     if figure["low"] is None:
         return f"{figure['value']:.3f}"
     return f"{figure['value']:.3f} <small>({figure['low']:.3f} to {figure['high']:.3f})</small>"
+
+
+def _legend(model: Mapping[str, Any]) -> str:
+    swatches = [
+        f"<span style='color:rgb({red},{green},{blue})'>&#9632;</span> {escape(name)}"
+        for name, (red, green, blue) in zip(model["classes"], model["colors_rgb"], strict=True)
+    ]
+    return f"<p>{' &nbsp; '.join(swatches)}</p>"
 
 
 def _picture(name: str, image: npt.NDArray[np.uint8]) -> str:

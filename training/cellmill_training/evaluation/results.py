@@ -70,6 +70,7 @@ def describe(
             "digest": model.digest,
             "ontology": model.config.ontology.name,
             "classes": list(model.config.ontology.names),
+            "colors_rgb": [list(one.color_rgb) for one in model.config.ontology.classes],
             "target_mpp": model.config.target_mpp,
         },
         "dataset": {

@@ -229,7 +229,7 @@ def _agreement(
 def _record(promotion: _Promotion) -> "RegisteredVersion":
     """The run, the version and, where it was earned or forced, the alias."""
     from cellmill.models.mlflow_client import open_client
-    from cellmill_training.tracking.registering import move_alias
+    from cellmill_training.tracking.registering import champion_of, move_alias
     from cellmill_training.tracking.runs import tracked_run
 
     references, settings = promotion.references, promotion.settings
@@ -242,6 +242,12 @@ def _record(promotion: _Promotion) -> "RegisteredVersion":
     ) as run:
         _log(run, promotion)
         client = open_client(run.uri)
+        now = champion_of(client, promotion.name, settings.to)
+        if (now and now.uri) != (promotion.champion and promotion.champion.uri):
+            raise ValueError(
+                f"{promotion.name}@{settings.to} changed while the candidate was measured (now "
+                f"{now.uri if now else 'nothing'}); run the same command again."
+            )
         version = _version(client, run, promotion)
         if promotion.promoted:
             move_alias(client, version, settings.to)
