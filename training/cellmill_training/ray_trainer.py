@@ -84,7 +84,12 @@ def torch_device(device: Device) -> "torch.device":
 
 
 def fit(
-    worker: Callable[[dict[str, Any]], None], config: dict[str, Any], *, out: Path, plan: WorkerPlan
+    worker: Callable[[dict[str, Any]], None],
+    config: dict[str, Any],
+    *,
+    out: Path,
+    plan: WorkerPlan,
+    show_workers: bool = True,
 ) -> "ray.train.Result":
     """Run `worker(config)` on every worker of the plan until it returns.
 
@@ -94,6 +99,7 @@ def fit(
         out: folder for Ray's checkpoints (`out/train`); a run started again on it goes on from the last one. Workers
             on other machines need it on shared storage.
         plan: workers and what each gets.
+        show_workers: whether what workers and Ray's own processes log is shown here.
 
     Raises:
         ValueError: when this machine has fewer cores than the plan asks for.
@@ -105,7 +111,7 @@ def fit(
     use_gpu = uses_gpu(plan.device)
     resources = {"CPU": float(plan.cpus_per_worker), **({"GPU": 1.0} if use_gpu else {})}
     starts_workers = plan.num_workers > 0
-    with ray_session(object_store_bytes=_STORE_BYTES, show_workers=True) if starts_workers else nullcontext():
+    with ray_session(object_store_bytes=_STORE_BYTES, show_workers=show_workers) if starts_workers else nullcontext():
         _require_room(plan)
         trainer = TorchTrainer(
             _with_threads(worker, plan.cpus_per_worker),

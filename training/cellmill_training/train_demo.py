@@ -93,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     out.mkdir(parents=True, exist_ok=True)
     chain = _Chain(settings, Path(settings.data).resolve() if settings.data else None)
     # In the folder, so that every job finds the same mlflow.db, and with one Ray for all of them.
-    with contextlib.chdir(out), ray_session(object_store_bytes=256 << 20, show_workers=True):
+    with contextlib.chdir(out), ray_session(object_store_bytes=256 << 20):
         seconds = {name: _once(name, step) for name, step in chain.steps().items()}
         table = results_table(Path(), seconds)
         Path("results.md").write_text(table + "\n", encoding="utf-8")

@@ -158,7 +158,7 @@ def _fit(settings: PretrainEncoderSettings, recipe: "TeacherRecipe") -> None:
     ) as run:
         place = RunPlace(out)
         with followed(place.history, run):
-            fit(_worker, asdict(absolute), out=out, plan=settings.plan)
+            fit(_worker, asdict(absolute), out=out, plan=settings.plan, show_workers=False)  # the history tells
         run.log_file(place.history)
 
 

@@ -5,6 +5,7 @@ follows the file while workers train and hands each line to MLflow once.
 """
 
 import json
+import logging
 import threading
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -14,7 +15,10 @@ from cellmill_training.tracking.runs import TrackedRun
 
 __all__ = ["append_history", "followed", "read_history", "trim_history"]
 
+logger = logging.getLogger(__name__)
+
 _SECONDS_BETWEEN_LOOKS = 5.0
+_SHOWN = ("seconds", "train_total", "train_error", "val_pq", "val_mean_pq", "val_mean_r2", "val_mean_f1")
 
 
 def append_history(path: Path, step: int, metrics: Mapping[str, float]) -> None:
@@ -42,7 +46,7 @@ def trim_history(path: Path, step: int) -> None:
 
 @contextmanager
 def followed(path: Path, run: TrackedRun) -> Generator[None]:
-    """While the block runs, and once at its end, hand the lines of a history to a run, each step once.
+    """While the block runs, and once at its end, hand the lines of a history to a run and the log, each step once.
 
     Lines of an earlier command that this one goes on from come first, so that every MLflow run has the whole curve.
     """
@@ -55,6 +59,9 @@ def followed(path: Path, run: TrackedRun) -> Generator[None]:
             if line["step"] > seen:
                 seen = int(line["step"])
                 run.log_metrics({name: value for name, value in line.items() if name != "step"}, step=seen)
+                logger.info(
+                    "step %d: %s", seen, ", ".join(f"{name} {line[name]:.3f}" for name in _SHOWN if name in line)
+                )
 
     def follow() -> None:
         while not ended.wait(_SECONDS_BETWEEN_LOOKS):

@@ -26,8 +26,6 @@ from cellmill_training.tracking.runs import TrackedRun, tracked_run
 
 __all__ = ["fit_tracked", "join_workers"]
 
-_NUM_PARAMETERS = "num_parameters"
-
 
 @contextmanager
 def join_workers(out: str, device: Device) -> Generator[tuple[RunPlace, InWorker]]:
@@ -83,7 +81,7 @@ def fit_tracked(
         experiment=experiment, name=name, config=about, data_digests=data_digests, folder=tracking_folder or out
     ) as run:
         with followed(place.history, run):
-            fit(worker, config, out=out, plan=plan)
+            fit(worker, config, out=out, plan=plan, show_workers=False)  # the history tells
         run.log_file(place.history)
         for path in sorted(place.examples.glob("example_*.png")):
             image = cv2.imread(str(path))

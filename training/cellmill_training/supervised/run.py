@@ -101,7 +101,6 @@ def fit_network(
         place.examples.mkdir(exist_ok=True)
         for number, example in enumerate(examples):
             _write_png(place.examples / f"example_{number}.png", drawn(example, network.config.ontology))
-        logger.info("step %d: %s", state.step, ", ".join(f"{k} {v:.3f}" for k, v in found.items() if k.count("_") < 2))
 
     def keep(state: TrainingState, means: dict[str, float]) -> None:
         if here.rank == 0:
