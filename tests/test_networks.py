@@ -228,6 +228,7 @@ def test_a_tile_of_the_builtin_configs_fits_their_tokens() -> None:
         (lambda: timm_encoder("vit_tiny_patch16_224", token_px=32), "5 doublings"),
         (lambda: timm_encoder("vit_tiny_patch16_224", token_px=8, depth=3), "3 blocks"),
         (lambda: replace(tiny_encoder(), blocks=(2, 2)), "rise"),
+        (lambda: VitEncoder.from_json(tiny_encoder().to_json() | {"options": {"depth": [4]}}), "for depth"),
         (lambda: replace(tiny_encoder(frozen=False), sha256="0" * 64), "trained"),
         (lambda: build_model(replace(tiny_config("student"), encoder="resnet5o")), "near it are"),
         (lambda: builtin_config("teacher", encoder="H-optimus-9"), "H-optimus-0, H0-mini"),
@@ -237,6 +238,7 @@ def test_a_tile_of_the_builtin_configs_fits_their_tokens() -> None:
         (lambda: replace(tiny_config("teacher"), tile_px=100), "multiple of 8"),
         (lambda: build_model(tiny_config("teacher"))(torch.zeros(1, 3, 60, 64)), "multiples of 8 px"),
         (lambda: VitTokens(replace(tiny_encoder(), blocks=(1, 2, 9))), "4 blocks"),
+        (lambda: VitTokens(replace(tiny_encoder(), patch_px=16)), r"patches of \(14, 14\)"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_built_is_refused_saying_why(make, says: str) -> None:

@@ -174,6 +174,9 @@ def _check_options(options: Mapping[str, _Scalar]) -> None:
     unknown = sorted(options.keys() - _OPTIONS)
     if unknown:
         raise ValueError(f"Encoder options must be of {', '.join(sorted(_OPTIONS))}; got {', '.join(unknown)}.")
+    compound = sorted(name for name, value in options.items() if not isinstance(value, _Scalar))
+    if compound:
+        raise ValueError(f"Encoder options are numbers, flags and names, got others for {', '.join(compound)}.")
     layer = options.get("mlp_layer", "Mlp")
     if layer not in _MLP_LAYERS:
         raise ValueError(f"mlp_layer must be one of {', '.join(sorted(_MLP_LAYERS))}, got {layer!r}.")

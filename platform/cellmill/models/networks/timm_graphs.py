@@ -27,5 +27,5 @@ def create_graph(name: str, **options: Any) -> nn.Module:
         )
     try:
         return timm.create_model(name, pretrained=False, **options)
-    except (TypeError, AssertionError, RuntimeError) as error:
+    except (TypeError, KeyError, AssertionError, RuntimeError) as error:
         raise ValueError(f"timm cannot build {name!r} with {options}: {error}") from error

@@ -27,6 +27,9 @@ class VitTokens(nn.Module):
         depth = len(cast(nn.Sequential, self.body.blocks))
         if vit.blocks[-1] > depth:
             raise ValueError(f"Encoder {vit.timm_name!r} has {depth} blocks, blocks asks for {vit.blocks}.")
+        patch = _patch_px(self.body)
+        if patch != (vit.patch_px, vit.patch_px):
+            raise ValueError(f"Encoder {vit.timm_name!r} has patches of {patch}, patch_px says {vit.patch_px}.")
         self._freeze()
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
@@ -89,10 +92,14 @@ def measure_vit(timm_name: str, options: tuple[tuple[str, Any], ...]) -> tuple[i
     """
     with torch.device("meta"):
         body = _create_vit(timm_name, options)
-    patch = cast(tuple[int, int], body.patch_embed.patch_size)  # pyright: ignore[reportAttributeAccessIssue]
+    patch = _patch_px(body)
     if patch[0] != patch[1]:
         raise ValueError(f"Encoder {timm_name!r} has patches of {patch}; only square ones are taken.")
     return patch[0], len(cast(nn.Sequential, body.blocks))
+
+
+def _patch_px(body: nn.Module) -> tuple[int, int]:
+    return cast(tuple[int, int], cast(nn.Module, body.patch_embed).patch_size)
 
 
 def _create_vit(timm_name: str, options: tuple[tuple[str, Any], ...]) -> nn.Module:
