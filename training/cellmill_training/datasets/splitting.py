@@ -80,7 +80,7 @@ def split_by_group(
         ValueError: when the fractions are not shares of a whole.
     """
     SplitPlan(fractions)
-    sizes = Counter(groups)
+    sizes = Counter(iter(groups))  # of a mapping: its keys
     members: dict[str, list[str]] = {}
     for group in sorted(sizes, key=lambda name: (_hash(name, seed), name)):
         members.setdefault((strata or {}).get(group, ""), []).append(group)
