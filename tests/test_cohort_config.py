@@ -6,7 +6,7 @@ import pytest
 
 from cellmill.arguments import parse_dataclass
 from cellmill.cohort.config import SegmentCohortConfig
-from cellmill.cohort.context import read_secret
+from cellmill.privacy import read_secret
 from cellmill.cohort.granted import granted_cpus
 from cellmill.cohort.pipeline import pool_sizes
 
@@ -56,6 +56,7 @@ def test_help_tells_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_short_secret_is_refused(tmp_path: Path) -> None:
     (tmp_path / "key").write_text("short", encoding="utf-8")
+    (tmp_path / "key").chmod(0o600)
     with pytest.raises(ValueError, match="at least 16 bytes"):
         read_secret(str(tmp_path / "key"))
 

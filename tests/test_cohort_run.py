@@ -138,6 +138,7 @@ def test_pseudonyms_leave_no_name_anywhere(tmp_path: Path) -> None:
     truth = make_slide(folder / "S22-4711.tif", width=400, height=300)
     (folder / "S22-4712 Doe.svs").write_text("no slide")
     (tmp_path / "key").write_text("0123456789abcdef0123456789abcdef")
+    (tmp_path / "key").chmod(0o600)
     progress = RecordedProgress()
     sources = [str(folder / "S22-4711.tif"), str(folder / "S22-4712 Doe.svs")]
     from cellmill.cohort.manifest import list_sources

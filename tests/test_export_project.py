@@ -217,6 +217,7 @@ def test_pseudonymized_slides_are_found_by_the_secret(tmp_path: Path) -> None:
 
     make_slide(tmp_path / "slides" / "S22-4711.tif", width=400, height=300)
     (tmp_path / "key").write_text("0123456789abcdef0123456789abcdef")
+    (tmp_path / "key").chmod(0o600)
     (source,) = list_sources([str(tmp_path / "slides")], secret=(tmp_path / "key").read_bytes())
     truth = tmp_path / "slides" / "S22-4711.truth.npz"
     truth.rename(tmp_path / "slides" / f"{source.slide_id}.truth.npz")

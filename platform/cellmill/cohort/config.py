@@ -64,8 +64,12 @@ class SegmentCohortConfig:
     """Stop after this many slides of the list. Default: all."""
 
     pseudonymize: str | None = None
-    """File with a secret of at least 16 bytes. Slide ids become keyed hashes, and no file name reaches an output or a
-    log. Keep the file: the same secret gives the same ids."""
+    """File with a secret of at least 16 bytes that only its owner can read. Slide ids become keyed hashes, and no file
+    name reaches an output or a log. Keep the file: the same secret gives the same ids."""
+
+    pseudonym_map: str = ""
+    """CSV file outside --out to write down which pseudonym is which slide, readable by its owner only. Default: nobody
+    writes that down."""
 
     forget: str | None = None
     """Remove this slide id from --out, leaving a tombstone, and do nothing else (consent withdrawn)."""
@@ -135,6 +139,13 @@ class SegmentCohortConfig:
             self.reader_timeout_seconds,
             "more than 0 seconds",
             "try 120",
+        )
+        _check(
+            not self.pseudonym_map or self.pseudonymize is not None,
+            "--pseudonym-map",
+            self.pseudonym_map,
+            "left out without --pseudonymize",
+            "give a secret with --pseudonymize",
         )
         _check(self.slide_cache_gib >= 0, "--slide-cache-gib", self.slide_cache_gib, "0 GiB or more", "leave it out")
         _check(

@@ -29,7 +29,7 @@ from cellmill_schemas.ontology import Ontology
 if TYPE_CHECKING:
     from cellmill.models.inference import DeviceKind  # torch comes with it
 
-__all__ = ["RunContext", "make_context", "read_secret"]
+__all__ = ["RunContext", "make_context"]
 
 
 DEFAULT_BATCH_SIZES: dict[str, int] = {"cpu": 1, "cuda": 16}
@@ -141,26 +141,6 @@ def make_context(
             max_bytes=int(config.slide_cache_gib * (1 << 30)),
         ),
     )
-
-
-def read_secret(path: str | None) -> bytes | None:
-    """The key of the pseudonyms.
-
-    Raises:
-        ValueError: when the file cannot be read or is too short to keep names secret.
-    """
-    if path is None:
-        return None
-    try:
-        secret = Path(path).read_bytes().strip()
-    except OSError as error:
-        raise ValueError(f"--pseudonymize must name a file with a secret, got {path!r}: {error}.") from error
-    if len(secret) < 16:
-        raise ValueError(
-            f"--pseudonymize needs a secret of at least 16 bytes, {path!r} holds {len(secret)}; "
-            "make one with: openssl rand -hex 32"
-        )
-    return secret
 
 
 def _digest(settings: Mapping[str, Any]) -> str:

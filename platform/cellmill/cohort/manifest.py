@@ -10,7 +10,6 @@ original's SHA-256, so that two names never fall together by it and a slide's id
 
 import csv
 import hashlib
-import hmac
 import io
 import re
 from collections import defaultdict
@@ -19,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cellmill.cohort.listing import expand_slides, resolve_beside
+from cellmill.privacy import pseudonym, without_names
 
 __all__ = ["SlideSource", "hide_name", "list_sources", "make_safe_id"]
 
@@ -71,12 +71,7 @@ def make_safe_id(name: str) -> str:
 
 def hide_name(text: str, source: SlideSource) -> str:
     """`text` without the slide's path and file name where the run is pseudonymized, else unchanged."""
-    if not source.hidden:
-        return text
-    name = source.url.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
-    for secret_text in (source.url, name, Path(name).stem):
-        text = text.replace(secret_text, source.slide_id)
-    return text
+    return without_names(text, source.url, instead=source.slide_id) if source.hidden else text
 
 
 def _entries(text: str) -> Iterator[SlideSource]:
@@ -96,8 +91,8 @@ def _stem(url: str) -> str:
 def _pseudonymized(source: SlideSource, secret: bytes | None) -> SlideSource:
     if secret is None:
         return replace(source, slide_id=make_safe_id(source.slide_id))
-    pseudonym = hmac.new(secret, source.slide_id.encode("utf-8", "surrogatepass"), hashlib.sha256).hexdigest()[:32]
-    return replace(source, slide_id=pseudonym, hidden=True)
+    hidden = replace(source, slide_id=pseudonym(source.slide_id, secret), hidden=True)
+    return hidden if hidden.problem is None else replace(hidden, problem=hide_name(hidden.problem, hidden))
 
 
 def _without_shared_ids(sources: list[SlideSource]) -> Iterator[SlideSource]:

@@ -9,9 +9,10 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from cellmill.cohort.config import SegmentCohortConfig
-from cellmill.cohort.context import make_context, read_secret
+from cellmill.cohort.context import make_context
 from cellmill.cohort.engine import Commits, Engine, EngineFactory
 from cellmill.cohort.ledger import Ledger
 from cellmill.cohort.listing import require_absolute
@@ -21,6 +22,7 @@ from cellmill.cohort.progress import Progress
 from cellmill.cohort.rows import Row
 from cellmill.cohort.session import inside_ray_job
 from cellmill.cohort.sources import CohortModel
+from cellmill.privacy import read_secret, write_pseudonyms
 from cellmill.store.cellset import CellSet
 from cellmill_schemas.slides import SlideStatus
 
@@ -69,6 +71,9 @@ def run_cohort(
             require_absolute("--slides", text)
     secret = read_secret(config.pseudonymize)
     sources = list_sources(config.slides, secret=secret)[: config.max_slides]
+    if config.pseudonym_map:
+        names = [(source.slide_id, source.url) for source in sources]
+        write_pseudonyms(Path(config.pseudonym_map), names, out=config.out)
     context = make_context(config, model, device=_device(config.device), secret=secret)
     cells = CellSet(context.store.url).create_or_open(context.identity)
     started = time.monotonic()

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cellmill.cohort.context import RunContext, make_context, read_secret
+from cellmill.cohort.context import RunContext, make_context
 from cellmill.cohort.engine import EngineError
 from cellmill.cohort.listing import require_absolute
 from cellmill.cohort.manifest import SlideSource, list_sources
@@ -25,6 +25,7 @@ from cellmill.estimate.cost import Estimate, Rates, Workers, Workload, estimate_
 from cellmill.estimate.rates import Sureness, rates_of, sureness_of
 from cellmill.estimate.spending import Spent, tree_cpu_seconds
 from cellmill.estimate.survey import SlideSurvey, Unusable, choose_slides, survey_slide
+from cellmill.privacy import read_secret
 
 __all__ = ["CohortEstimate", "estimate_cohort"]
 

@@ -6,6 +6,7 @@ import numpy as np
 import openslide
 from numpy.typing import NDArray
 
+from cellmill.privacy import allowed_properties
 from cellmill.slides.errors import SlideReadError
 from cellmill.slides.reader import SlideLevel, level_downsamples
 
@@ -23,7 +24,7 @@ class OpenSlideReader:
         self._path = path
         self._slide: openslide.OpenSlide | None = None
         slide = self._open()
-        properties = slide.properties
+        properties = allowed_properties(slide.properties)
         self._vendor = properties.get(openslide.PROPERTY_NAME_VENDOR, "unknown")
         self._levels = level_downsamples([(int(width), int(height)) for width, height in slide.level_dimensions])
         self._downsamples = tuple(float(value) for value in slide.level_downsamples)

@@ -11,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from cellmill.privacy import allowed_reader_name
 from cellmill.slides.errors import SlideTooLargeError, UnsupportedSlideError
 
 __all__ = ["FillsBlocks", "SlideInfo", "SlideLevel", "SlideReader", "check_levels", "fill_block", "level_downsamples"]
@@ -88,7 +89,7 @@ def fill_block(reader: SlideReader, level: int, x: int, y: int, block: NDArray[n
 
 @dataclass(frozen=True)
 class SlideInfo:
-    """All that is ever taken from a slide besides pixels."""
+    """All that is ever taken from a slide besides pixels: `cellmill.privacy` lists it."""
 
     reader_name: str
     levels: tuple[SlideLevel, ...]
@@ -115,12 +116,17 @@ class SlideInfo:
         """Parse what `to_json` wrote."""
         mpp, bounds = document["stated_mpp"], document["bounds_level0_px"]
         return SlideInfo(
-            reader_name=document["reader_name"],
-            levels=tuple(SlideLevel(**level) for level in document["levels"]),
+            reader_name=allowed_reader_name(str(document["reader_name"])),
+            levels=tuple(_level_from_json(level) for level in document["levels"]),
             stated_mpp=None if mpp is None else (float(mpp[0]), float(mpp[1])),
             bounds_level0_px=(int(bounds[0]), int(bounds[1])),
-            fingerprint=document["fingerprint"],
+            fingerprint=str(document["fingerprint"]),
         )
+
+
+def _level_from_json(level: dict[str, Any]) -> SlideLevel:
+    sizes = (int(level["width_px"]), int(level["height_px"]))
+    return SlideLevel(*sizes, float(level["downsample_x"]), float(level["downsample_y"]))
 
 
 def level_downsamples(sizes_px: Sequence[tuple[int, int]]) -> tuple[SlideLevel, ...]:

@@ -45,7 +45,7 @@ def download_slide(slide: RemoteSlide, folder: Path) -> dict[str, int]:
         if file.md5 is not None and (digest := _md5(target)) != file.md5:
             _fetch(filesystem, file, target)
             if _md5(target) not in (file.md5, digest):
-                raise SlideError(f"{file.relative} came differently each time it was fetched; check the storage.")
+                raise SlideError("A file of the slide came differently each time it was fetched; check the storage.")
         sizes[file.relative] = target.stat().st_size
     return sizes
 
@@ -76,7 +76,7 @@ def _fetch_range(filesystem: Any, file: RemoteFile, descriptor: int, part: tuple
     def whole() -> bytes:
         content: bytes = filesystem.cat_file(file.path, start=start, end=stop)
         if len(content) != stop - start:  # a body cut off that the client took for whole
-            raise ConnectionError(f"Got {len(content)} of {stop - start} bytes of {file.relative}.")
+            raise ConnectionError(f"Got {len(content)} of {stop - start} bytes of a file of the slide.")
         return content
 
     content = retried(whole)

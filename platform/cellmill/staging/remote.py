@@ -133,4 +133,4 @@ def _remote_file(information: dict[str, Any], path: str, relative: str) -> Remot
 def _require_plain(name: str) -> None:
     """Names come from a bucket's owner; none may lead out of the cache."""
     if name in ("", ".", "..") or any(character in name for character in "/\\\0"):
-        raise SlideNotFoundError(f"The slide's URL holds a file name that is not plain: {name!r}.")
+        raise SlideNotFoundError("The slide's URL holds a file name that is not plain; rename it.")

@@ -54,9 +54,9 @@ class VerifyConfig:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the job; returns its exit code."""
     config = parse_dataclass(VerifyConfig, prog="verify_cellset", description=_DESCRIPTION, arguments=arguments)
-    from cellmill.cohort.context import read_secret
     from cellmill.cohort.granted import granted_cpus
     from cellmill.cohort.manifest import list_sources
+    from cellmill.privacy import read_secret
     from cellmill.store.errors import StoreError
     from cellmill.store.objects import ObjectStore
     from cellmill.verify.cellset import verify_cellset
