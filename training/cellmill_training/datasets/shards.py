@@ -94,7 +94,7 @@ class ShardReader:
         self._store = store
         self._footers: dict[str, pq.FileMetaData] = {}
 
-    def table(self, shard: str, row_group: int, *, columns: list[str] | None = None) -> pa.Table:
+    def table(self, shard: str, row_group: int) -> pa.Table:
         """One row.
 
         Raises:
@@ -103,7 +103,7 @@ class ShardReader:
         with self._explaining(shard), self._store.open_random(shard) as source:
             file = pq.ParquetFile(source, metadata=self._footers.get(shard))
             self._footers[shard] = file.metadata
-            return file.read_row_group(row_group, columns=columns)
+            return file.read_row_group(row_group)
 
     def read(self, shard: str, row_group: int) -> LabelledImage:
         """One image."""
@@ -112,14 +112,22 @@ class ShardReader:
             return decode_row(row)
 
     def labels(self, index: pa.Table) -> pa.Table:
-        """One row a nucleus of the index's images."""
-        return pa.Table.from_pylist(list(self._label_rows(index)), schema=_LABEL_TABLE)
+        """One row a nucleus of the index's images, by image and instance."""
+        table = pa.Table.from_pylist(list(self._label_rows(index)), schema=_LABEL_TABLE)
+        return table.sort_by([("image_id", "ascending"), ("instance", "ascending")])
 
     def _label_rows(self, index: pa.Table) -> Iterator[dict[str, Any]]:
-        for place in index.to_pylist():
-            table = self.table(place["shard"], place["row_group"], columns=["labels"])
-            for number, label in enumerate(table.column("labels")[0].as_py(), start=1):
+        shard, labels = "", []
+        for place in index.sort_by([("shard", "ascending"), ("row_group", "ascending")]).to_pylist():
+            if place["shard"] != shard:
+                shard = place["shard"]
+                labels = self._labels_of_shard(shard)
+            for number, label in enumerate(labels[place["row_group"]], start=1):
                 yield {name: place[name] for name in ("image_id", "source", "split")} | {"instance": number} | label
+
+    def _labels_of_shard(self, shard: str) -> list[list[dict[str, Any]]]:
+        with self._explaining(shard), self._store.open_random(shard) as source:
+            return pq.ParquetFile(source).read(columns=["labels"]).column("labels").to_pylist()
 
     @contextmanager
     def _explaining(self, shard: str) -> Generator[None]:
