@@ -88,7 +88,8 @@ def test_data_that_cannot_be_used_end_in_one_line_and_no_data_set(
         ({"fractions": ("0.7", "0.2", "0.2")}, "sum to 1"),
         ({"folds": ("fold1",)}, "--folds must be pairs"),
         ({"folds": ("fold1=exam",)}, "got 'exam'"),
-        ({"mpp": 40.0}, "--mpp must be 0.05 to 5"),
+        ({"mpp": 40.0, "format": "dsb"}, "--mpp must be 0.05 to 5"),
+        ({"mpp": 0.25, "format": "puma"}, "--mpp is for dsb and qupath; puma has its own"),
         ({"num_images": 0}, "--num-images"),
     ],
 )

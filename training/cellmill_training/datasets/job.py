@@ -23,6 +23,9 @@ __all__ = ["ImportDatasetSettings", "import_dataset", "main"]
 UNUSABLE = 2
 """Exit code: nothing was written, because settings or data cannot be used."""
 
+_ONLY_FOR = {"mpp": ("dsb", "qupath"), "source": ("qupath",), "tissue": ("qupath",), "annotator": ("qupath",)}
+"""Formats that take a setting; the others state the value themselves."""
+
 _DESCRIPTION = """Read a data set of labelled nuclei into one typed store with splits by patient or slide, where known,
 and the origin of every label. The folder layouts are in docs/datasets.md."""
 
@@ -69,6 +72,9 @@ class ImportDatasetSettings:
             raise ValueError(f"--data must be the folder with the {self.format} data set, got {self.data!r}.")
         if not self.out:
             raise ValueError("--out must be a folder or URL for the new data set, got nothing.")
+        for name, formats in _ONLY_FOR.items():
+            if getattr(self, name) not in ("", None) and self.format not in formats:
+                raise ValueError(f"--{name} is for {' and '.join(formats)}; {self.format} has its own, leave it out.")
         if self.mpp is not None and not 0.05 <= self.mpp <= 5:
             raise ValueError(f"--mpp must be 0.05 to 5 um/px, got {self.mpp}.")
         if self.num_images < 1:
