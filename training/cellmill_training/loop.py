@@ -9,7 +9,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -60,6 +60,16 @@ class LoopConfig:
     def __post_init__(self) -> None:
         if self.max_steps is None and self.time_budget_seconds is None:
             raise ValueError("Training needs max_steps, time_budget_seconds or both; got neither.")
+
+    def over_epochs(self, epochs: int, steps_per_epoch: int, *, max_steps: int = 0) -> "LoopConfig":
+        """The same with its length in steps from epochs; `max_steps` above 0 ends it sooner."""
+        steps = min(epochs * steps_per_epoch, max_steps or epochs * steps_per_epoch)
+        return replace(
+            self,
+            max_steps=steps,
+            epoch_steps=steps_per_epoch,
+            warmup_steps=min(self.warmup_steps, max(1, steps // 10)),
+        )
 
     def progress(self, *, step: int, seconds: float) -> float:
         """Share of the budget used, 0..1."""

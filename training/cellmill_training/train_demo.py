@@ -55,7 +55,7 @@ class DemoSize:
 
 SIZES: dict[str, DemoSize] = {
     "small": DemoSize(8, 2, 20, 2, 12, 12, 2, 0.25),
-    "demo": DemoSize(60, 12, 1200, 20, 400, 400, 12, 0.6),
+    "demo": DemoSize(40, 20, 500, 16, 200, 250, 10, 0.5),
 }
 
 

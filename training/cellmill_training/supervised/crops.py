@@ -9,7 +9,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from threading import Lock
 
 import numpy as np
@@ -55,6 +55,10 @@ class CropsConfig:
                 f"batch_size must be positive and fixed_variants not negative, got {self.batch_size} and "
                 f"{self.fixed_variants}."
             )
+
+    def at_scale(self, target_mpp: float) -> "CropsConfig":
+        """The same crops on a model grid of `target_mpp` um/px."""
+        return replace(self, augment=replace(self.augment, target_mpp=target_mpp))
 
 
 class LabelledCrops:

@@ -63,17 +63,11 @@ class TeacherRecipe:
     @property
     def crops_on_grid(self) -> CropsConfig:
         """The crops, at the recipe's scale."""
-        return replace(self.crops, augment=replace(self.crops.augment, target_mpp=self.target_mpp))
+        return self.crops.at_scale(self.target_mpp)
 
     def loop_of(self, steps_per_epoch: int, *, max_steps: int = 0) -> LoopConfig:
         """The loop with its length in steps; `max_steps` ends it sooner."""
-        steps = self.epochs * steps_per_epoch
-        return replace(
-            self.loop,
-            max_steps=min(steps, max_steps) if max_steps else steps,
-            epoch_steps=steps_per_epoch,
-            warmup_steps=min(self.loop.warmup_steps, max(1, steps // 10)),
-        )
+        return self.loop.over_epochs(self.epochs, steps_per_epoch, max_steps=max_steps)
 
 
 def network_config(recipe: TeacherRecipe, ontology: Ontology) -> ModelConfig:
