@@ -54,7 +54,7 @@ class StandInList(list[Any]):
 
 
 def stand_in(calls: list[tuple[Any, ...]]) -> JavaClasses:
-    names = ("ROIs", "PathObjects", "ImagePlane", "GsonTools", "PathObject")
+    names = ("ROIs", "PathObjects", "ImagePlane", "GsonTools", "PathAnnotationObject")
     return JavaClasses(
         **{name: StandIn(calls, name) for name in names},
         ArrayList=StandInList,

@@ -103,6 +103,10 @@ def test_scripts_are_where_qupath_lists_them_and_say_what_is_left(project: Path)
     scripts = {path.name: path.read_text() for path in (project / "scripts").glob("*.groovy")}
     assert set(scripts) == {"cellmill_import_objects.groovy", "cellmill_segment_annotations.groovy"}
     assert "index.json" in scripts["cellmill_import_objects.groovy"]
+    # The name stands for a token that only buildFilePath resolves.
+    assert all(
+        text.count("PROJECT_BASE_DIR") == text.count("buildFilePath(PROJECT_BASE_DIR") for text in scripts.values()
+    )
     command = json.loads((project / "cellmill" / "command.json").read_text())["command"]
     done = subprocess.run([*command, "--help"], capture_output=True, text=True, check=False)
     assert done.returncode == 0 and "--annotations" in done.stdout

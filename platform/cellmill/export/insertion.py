@@ -29,7 +29,7 @@ class JavaClasses:
     PathObjects: Any
     ImagePlane: Any
     GsonTools: Any
-    PathObject: Any
+    PathAnnotationObject: Any
     ArrayList: Any
     UUID: Any
     String: Any
@@ -47,7 +47,7 @@ def java_classes() -> JavaClasses:
         PathObjects=jpype.JClass("qupath.lib.objects.PathObjects"),
         ImagePlane=jpype.JClass("qupath.lib.regions.ImagePlane"),
         GsonTools=jpype.JClass("qupath.lib.io.GsonTools"),
-        PathObject=jpype.JClass("qupath.lib.objects.PathObject"),
+        PathAnnotationObject=jpype.JClass("qupath.lib.objects.PathAnnotationObject"),
         ArrayList=jpype.JClass("java.util.ArrayList"),
         UUID=jpype.JClass("java.util.UUID"),
         String=jpype.JClass("java.lang.String"),
@@ -128,7 +128,7 @@ def insert_areas(java: JavaClasses, hierarchy: Any, features: Iterable[str], *, 
     gson = java.GsonTools.getInstance()
     objects = java.ArrayList()
     for feature in features:
-        item = gson.fromJson(java.String(feature), java.PathObject)
+        item = gson.fromJson(java.String(feature), java.PathAnnotationObject)
         if str(item.getID().toString()) not in leave_out:
             objects.add(item)
     hierarchy.addObjects(objects)

@@ -26,7 +26,7 @@ mkdirs(buildFilePath(base, 'annotations'))
 exportObjectsToGeoJson(drawn, buildFilePath(base, 'annotations', entry.getID() + '.geojson'), 'FEATURE_COLLECTION')
 
 def command = new JsonSlurper().parse(new File(base, 'command.json'), 'UTF-8').command.collect { it.toString() }
-command += ['--project', new File(PROJECT_BASE_DIR).getAbsolutePath(), '--annotations', '--image', entry.getID(),
+command += ['--project', buildFilePath(PROJECT_BASE_DIR), '--annotations', '--image', entry.getID(),
             '--insert', 'files', '--replace']
 println 'cellmill: ' + command.join(' ')
 def process = new ProcessBuilder(command).redirectErrorStream(true).start()
