@@ -214,7 +214,8 @@ def predict(
     parts: list[npt.NDArray[np.float32]] = []
     with torch.inference_mode():
         for start in range(0, len(crops), _BATCH):
-            batch = torch.from_numpy(np.ascontiguousarray(crops[start : start + _BATCH])).to(on)
+            # Copied: torch takes no array that is mapped into memory for reading.
+            batch = torch.from_numpy(np.array(crops[start : start + _BATCH])).to(on)
             logits = network(batch.permute(0, 3, 1, 2).float())
             parts.append(torch.softmax(logits.float(), dim=1).cpu().numpy())
     return np.concatenate([np.zeros((0, network.num_classes), np.float32), *parts])

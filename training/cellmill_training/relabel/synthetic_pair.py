@@ -7,6 +7,7 @@ slide shows the rarer types. Here, unlike on
 real data, it can be measured whether cross-relabelling finds what was merged.
 """
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from cellmill.synthetic.cell_types import TYPE_NAMES
 from cellmill.synthetic.tissue import SyntheticRegion, render_labels, render_region
 from cellmill_schemas.ontology import get_ontology
 from cellmill_training.datasets.labelled_image import CellLabel, LabelledImage, LabelOrigin, densely_numbered
-from cellmill_training.datasets.store import LabelledDataset, write_dataset
+from cellmill_training.datasets.store import LabelledDataset, open_dataset, write_dataset
 
 __all__ = ["INFLAMMATORY", "LIKE_MONUSAC", "LIKE_PANNUKE", "SyntheticPair", "write_synthetic_pair"]
 
@@ -27,7 +28,8 @@ LIKE_PANNUKE, LIKE_MONUSAC = "like_pannuke", "like_monusac"
 INFLAMMATORY = ("lymphocyte", "macrophage", "neutrophil")
 _GLANDULAR = ("neoplastic", "epithelial")
 _SIDE_UM = 200.0
-_NUM_PLACES = 5
+_NUM_PLACES = 4
+_TRUTH_FILE = "truth.json"
 _ENOUGH = 40
 _FIRST_SEED: dict[str, int] = {LIKE_PANNUKE: 410_000, LIKE_MONUSAC: 420_000}
 
@@ -44,16 +46,20 @@ class SyntheticPair:
 
 
 def write_synthetic_pair(folder: Path, *, num_images: int, seed: int = 0, mpp: float = 0.25) -> SyntheticPair:
-    """Write `<folder>/like_pannuke` and `<folder>/like_monusac`.
+    """Write `<folder>/like_pannuke`, `<folder>/like_monusac` and the truth, or open those that are there.
 
     Args:
-        folder: without these two yet.
+        folder: of this pair alone.
         num_images: of each, 200 um wide, about 250 cells each.
         seed: another seed, other slides.
         mpp: um per px.
     """
-    truth: dict[str, tuple[str, ...]] = {}
     kinds: tuple[Kind, Kind] = (LIKE_PANNUKE, LIKE_MONUSAC)
+    truth_file = folder / _TRUTH_FILE
+    if truth_file.is_file():
+        written = {name: tuple(types) for name, types in json.loads(truth_file.read_text(encoding="utf-8")).items()}
+        return SyntheticPair((open_dataset(folder / kinds[0]), open_dataset(folder / kinds[1])), written)
+    truth: dict[str, tuple[str, ...]] = {}
     first, second = (
         write_dataset(
             folder / kind,
@@ -63,6 +69,8 @@ def write_synthetic_pair(folder: Path, *, num_images: int, seed: int = 0, mpp: f
         )
         for kind in kinds
     )
+    # Last: a folder with the truth is a folder that is whole.
+    truth_file.write_text(json.dumps(truth) + "\n", encoding="utf-8")
     return SyntheticPair((first, second), truth)
 
 
