@@ -48,13 +48,14 @@ def _lobed_t(u: float, v: float, o: Floats) -> float:
     """Lobes on a bent chain through the centre, in units of the ellipse's axes."""
     n = int(o[LOBES])
     h = hash2(int(o[X] * 64.0), int(o[Y] * 64.0), np.uint64(7))
-    # The first lobe sits on the centre, so that the centre's pixel is always inside.
-    r0 = 0.62 if n > 1 else 0.85
+    # The first lobe sits on the centre, so that the centre's pixel is always inside. The others overlap it by a neck:
+    # their reach less their radius is always below its radius.
+    r0 = 0.52 if n > 1 else 0.85
     best = math.sqrt(u * u + v * v) / r0
     for k in range(1, n):
         angle = 6.2831853 * (o[RAND] + (k - 1) / (n - 1.0) * 0.8) + 0.6 * (unit(h, k) - 0.5)
-        reach = 0.55 + 0.22 * unit(h, 10 + k)
-        radius = 0.40 + 0.14 * unit(h, 20 + k)
+        reach = 0.62 + 0.18 * unit(h, 10 + k)
+        radius = 0.37 + 0.12 * unit(h, 20 + k)
         du, dv = u - reach * math.cos(angle), v - reach * math.sin(angle)
         best = min(best, math.sqrt(du * du + dv * dv) / radius)
     return best

@@ -130,7 +130,7 @@ def _draw_kinds(rng: np.random.Generator) -> NDArray[np.float64]:
     kinds[[0, 4], column["cytoplasm_vacuoles"]] = rng.uniform(0.0, 0.6, 2) * (rng.random(2) < 0.6)
     kinds[[0, 4], column["halo"]] = rng.uniform(0.0, 0.5) * (rng.random() < 0.4)
     kinds[:, column["membrane"]] = rng.choice([0.09, 0.04, -0.08, -0.16])
-    kinds[0, column["nucleoli"]] = rng.uniform(0.2, 0.9)
+    kinds[0, column["nucleoli"]] = rng.uniform(0.55, 0.95)
     return kinds
 
 
