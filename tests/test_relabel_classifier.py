@@ -142,6 +142,9 @@ def test_weights_of_another_number_of_classes_start_the_encoder(tmp_path: Path) 
 def test_missing_and_foreign_weights_say_what_to_give(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="no file"):
         initial_encoder(_CONFIG, str(tmp_path / "absent.safetensors"))
+    (tmp_path / "broken.pth").write_bytes(b"not weights")
+    with pytest.raises(ValueError, match="cannot be read as weights"):
+        initial_encoder(_CONFIG, str(tmp_path / "broken.pth"))
     save_file({"something": torch.zeros(2)}, tmp_path / "w.safetensors")
     with pytest.raises(ValueError, match="not of test_resnet"):
         initial_encoder(_CONFIG, str(tmp_path / "w.safetensors"))
@@ -149,7 +152,7 @@ def test_missing_and_foreign_weights_say_what_to_give(tmp_path: Path, monkeypatc
         initial_encoder(dataclasses.replace(_CONFIG, encoder="resnet51"), str(tmp_path / "w.safetensors"))
 
     def offline(*_: object, **__: object) -> None:
-        raise ConnectionError("no network")
+        raise FileNotFoundError("no network")  # the hub's own error is one, and a ValueError besides
 
     monkeypatch.setattr("timm.create_model", offline)
     with pytest.raises(ValueError, match=r"could not be fetched.*--weights FILE.*--weights random"):

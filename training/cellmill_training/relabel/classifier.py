@@ -91,12 +91,18 @@ class CellClassifier(nn.Module):
         return cast(Tensor, self.encoder((crops - self.mean) / self.std))
 
 
-def _encoder(name: str, *, num_classes: int, dropout: float, pretrained: bool = False) -> nn.Module:
+def _require_known(name: str) -> None:
     import timm
 
     if not timm.is_model(name):
         near = ", ".join(timm.list_models(f"{name[:6]}*")[:5]) or "see timm.list_models()"
         raise ValueError(f"timm has no model called {name!r}; near it are: {near}.")
+
+
+def _encoder(name: str, *, num_classes: int, dropout: float, pretrained: bool = False) -> nn.Module:
+    import timm
+
+    _require_known(name)
     return timm.create_model(name, pretrained=pretrained, num_classes=num_classes, drop_rate=dropout)
 
 
@@ -121,18 +127,22 @@ def initial_encoder(config: ClassifierConfig, weights: str) -> dict[str, Tensor]
             f"--weights must be {IMAGENET!r}, {RANDOM!r} or a file of weights of {config.encoder}, got {weights!r}, "
             "which is no file."
         )
-    state = (
-        load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
-    )
+    try:
+        safe = path.suffix == ".safetensors"
+        state = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged, or a pickle of more than tensors, which is not read
+        raise ValueError(
+            f"{path} cannot be read as weights ({type(error).__name__}): give safetensors, or a torch state dict of "
+            "tensors alone."
+        ) from error
     return _without_head(cast(dict[str, Tensor], state), config)
 
 
 def _from_hub(config: ClassifierConfig) -> dict[str, Tensor]:
+    _require_known(config.encoder)
     try:
         network = _encoder(config.encoder, num_classes=len(config.class_names), dropout=0.0, pretrained=True)
-    except ValueError:
-        raise
-    except Exception as error:
+    except Exception as error:  # whatever the hub's client raises: offline, gated, no such weights
         raise ValueError(
             f"The pretrained weights of {config.encoder} could not be fetched from the hub ({type(error).__name__}). "
             "Give a local file (--weights FILE, safetensors or a torch state dict, fetched where there is a network), "
