@@ -15,9 +15,9 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from cellmill_training.datasets.readers.files import read_labels, read_rgb
 from cellmill_training.datasets.unlabelled import surely_background
 from cellmill_training.samples import BACKGROUND_BIT, Labels, TissueSample, bits_of, make_sample
-from cellmill_training.sources.files import read_labels, read_rgb
 from cellmill_training.splits import split_groups
 
 __all__ = ["MONUSAC_MPP", "read_monusac", "split_touching"]

@@ -10,6 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from cellmill_training.datasets.readers.files import read_rgb
 from cellmill_training.samples import (
     BACKGROUND_BIT,
     Labels,
@@ -20,7 +21,6 @@ from cellmill_training.samples import (
     hematoxylin,
     make_sample,
 )
-from cellmill_training.sources.files import read_rgb
 
 __all__ = ["NUCLS_MPP", "read_nucls"]
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from cellmill_training.datasets.readers.files import read_rgb
 from cellmill_training.samples import BACKGROUND_BIT, Labels, TissueSample, bits_of, everything, make_sample
-from cellmill_training.sources.files import read_rgb
 
 __all__ = ["BRECAHAD_MPP", "read_brecahad"]
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from cellmill_training.datasets.labelled_image import LabelledImage
 from cellmill_training.datasets.readers.building import ImageSource, build_image
-from cellmill_training.sources.files import read_labels, read_rgb
+from cellmill_training.datasets.readers.files import read_labels, read_rgb
 
 __all__ = ["MEDIAN_NUCLEUS_UM", "estimated_mpp", "read_dsb", "read_label_images"]
 

@@ -17,7 +17,7 @@ from scipy.io import loadmat
 
 from cellmill_training.datasets.labelled_image import LabelledImage
 from cellmill_training.datasets.readers.building import ImageSource, build_image, types_by_majority
-from cellmill_training.sources.files import read_rgb
+from cellmill_training.datasets.readers.files import read_rgb
 
 __all__ = ["CONSEP_CLASSES", "LIZARD_CLASSES", "read_consep", "read_lizard", "read_mat"]
 

@@ -26,8 +26,8 @@ from shapely.geometry import shape as geometry_of
 from cellmill_schemas.ontology import Ontology, get_ontology
 from cellmill_training.datasets.labelled_image import LabelledImage, LabelOrigin
 from cellmill_training.datasets.readers.building import ImageSource, build_image
+from cellmill_training.datasets.readers.files import read_rgb
 from cellmill_training.datasets.readers.polygons import Shape, Vertices, paint_polygons, repaired
-from cellmill_training.sources.files import read_rgb
 
 __all__ = ["PUMA_MPP", "Outline", "read_outlines", "read_puma", "read_qupath"]
 
