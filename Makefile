@@ -2,7 +2,7 @@
 # date costs nothing.
 SHELL := /bin/bash
 .DEFAULT_GOAL := setup
-.PHONY: setup demo train-demo test check format bench constraints clean
+.PHONY: setup demo train-demo test check format bench audit fuzz constraints clean
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -54,6 +54,14 @@ check: $(STAMP)
 bench: $(STAMP) .bench/tiatoolbox/.up-to-date .bench/ratiopath/.up-to-date
 	$(UV) pip install --quiet --python $(PY) --constraints constraints.txt --editable '.[dev,bench]'
 	$(PY) -m benchmarks
+
+# Known vulnerabilities of what constraints.txt pins.
+audit:
+	python3 infra/audit.py $(UV)
+
+# Thousands of damaged slides; goes on where it was stopped. FUZZ="--count 10000" runs more.
+fuzz: $(STAMP)
+	nice -n 19 $(PY) tests/fuzz_slides.py --count 2000 --log .fuzz/slides.jsonl --data ../shared/data $(FUZZ)
 
 format: $(STAMP)
 	$(VENV)/bin/ruff format .

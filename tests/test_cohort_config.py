@@ -6,9 +6,9 @@ import pytest
 
 from cellmill.arguments import parse_dataclass
 from cellmill.cohort.config import SegmentCohortConfig
-from cellmill.privacy import read_secret
 from cellmill.cohort.granted import granted_cpus
 from cellmill.cohort.pipeline import pool_sizes
+from cellmill.privacy import read_secret
 
 
 def parse(*arguments: str) -> SegmentCohortConfig:

@@ -6,9 +6,10 @@ from types import TracebackType
 from typing import Literal, Self
 
 from cellmill.grid import Box, SlideGrid, TileGeometry
+from cellmill.slides.errors import SlideTooLargeError
 from cellmill.slides.isolation import DEFAULT_READER, IsolatedReader, ReaderLimits
 from cellmill.slides.model_grid import ModelGridReader, ModelPixels
-from cellmill.slides.reader import SlideInfo
+from cellmill.slides.reader import MAX_AREA_PX, SlideInfo
 from cellmill.slides.scale import resolve_mpp
 from cellmill.slides.tissue import TissueMap, find_tissue
 
@@ -56,6 +57,13 @@ class IsolatedSlide:
             mpp_y=self.mpp[1],
             target_mpp=target_mpp,
         )
+        if self.grid.box.area > MAX_AREA_PX:
+            self.close()
+            raise SlideTooLargeError(
+                f"At {self.mpp[0]:g} x {self.mpp[1]:g} um/px the slide would have {self.grid.width_px} x "
+                f"{self.grid.height_px} px at {target_mpp:g} um/px, more than any slide has. Check --mpp and the scale "
+                "the slide states."
+            )
         self._model_grid = ModelGridReader(self._reader, self.grid)
 
     @property

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cellmill.slides.errors import SlideError, SlideNotFoundError, UnsupportedSlideError
-from cellmill.slides.fingerprint import dicom_series_uid
-from cellmill.slides.reader import SlideReader, check_levels
+from cellmill.slides.fingerprint import dicom_series_uid, slide_files
+from cellmill.slides.reader import SlideReader, check_levels, check_size_in_bytes
 
 if TYPE_CHECKING:
     from cellmill.slides.openslide_reader import OpenSlideReader
@@ -31,6 +31,7 @@ def open_slide(path: str | Path) -> SlideReader:
     reader = openslide or _open_tifffile(file)
     try:
         check_levels(reader.levels)
+        check_size_in_bytes(reader.levels, sum(part.stat().st_size for part in slide_files(file)))
         return reader if openslide is None else _with_fast_levels(openslide, file)
     except BaseException:
         reader.close()

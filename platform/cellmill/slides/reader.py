@@ -14,11 +14,24 @@ from numpy.typing import NDArray
 from cellmill.privacy import allowed_reader_name
 from cellmill.slides.errors import SlideTooLargeError, UnsupportedSlideError
 
-__all__ = ["FillsBlocks", "SlideInfo", "SlideLevel", "SlideReader", "check_levels", "fill_block", "level_downsamples"]
+__all__ = [
+    "MAX_AREA_PX",
+    "FillsBlocks",
+    "SlideInfo",
+    "SlideLevel",
+    "SlideReader",
+    "check_levels",
+    "check_size_in_bytes",
+    "fill_block",
+    "level_downsamples",
+]
 
 MAX_SIDE_PX = 1 << 20
 MAX_AREA_PX = 1 << 38
 """Well above any scanner (a 26 x 76 mm slide at 0.1 um/px has 1.98e11 px); headers beyond it lie."""
+MAX_PX_PER_BYTE = 1 << 14
+"""A blank 256 px tile takes 200 bytes or more (330 px a byte), one left out 8 (8,192 px a byte, and no slide is all
+left out). A header beyond it describes an image that is not in the file, and could keep a worker busy for hours."""
 
 
 @dataclass(frozen=True)
@@ -161,4 +174,18 @@ def check_levels(levels: tuple[SlideLevel, ...]) -> None:
         raise SlideTooLargeError(
             f"The slide's header claims {width} x {height} px; slides of more than {MAX_SIDE_PX} px a side or "
             f"{MAX_AREA_PX} px in all are refused. Check the file, or export it again."
+        )
+
+
+def check_size_in_bytes(levels: tuple[SlideLevel, ...], num_bytes: int) -> None:
+    """Refuse sizes that the slide's files cannot hold.
+
+    Raises:
+        SlideTooLargeError: when they are too small for the picture that the header claims.
+    """
+    width, height = levels[0].width_px, levels[0].height_px
+    if width * height > MAX_PX_PER_BYTE * num_bytes:
+        raise SlideTooLargeError(
+            f"The slide's header claims {width} x {height} px, and its files hold {num_bytes} bytes, too few for any "
+            "such picture: the file is damaged or cut off. Copy it again, or export it again."
         )

@@ -29,7 +29,7 @@ def read_regions(path: Path) -> tuple[Region, ...]:
         document = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RegionFileError(f"Region file {name!r} cannot be read ({error.strerror}).") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RegionFileError(f"Region file {name!r} is no JSON: {error}.") from error
     regions = tuple(_region(geometry, where=f"{name!r}, {where}") for where, geometry in _geometries(document))
     if not regions:

@@ -4,10 +4,12 @@ import logging
 import re
 from collections import OrderedDict
 from pathlib import Path
-from xml.etree import ElementTree
+from xml.etree.ElementTree import ParseError
 
 import numpy as np
 import tifffile
+from defusedxml import DefusedXmlException
+from defusedxml.ElementTree import fromstring
 from numpy.typing import NDArray
 
 from cellmill.slides.errors import SlideReadError, SlideTooLargeError, UnsupportedSlideError
@@ -41,6 +43,7 @@ class TifffileReader:
         """
         self._file = tifffile.TiffFile(path)
         try:
+            _refuse_entities(self._file)
             index, series = _slide_series(self._file)
             self._pages = [_page_of(level) for level in series.levels]
             for page in self._pages:
@@ -147,6 +150,13 @@ class TifffileReader:
         return data
 
 
+def _refuse_entities(file: tifffile.TiffFile) -> None:
+    """tifffile parses OME-XML on its own, with a parser that expands entities; OME-XML has none."""
+    description = file.pages.first.description
+    if "<!DOCTYPE" in description or "<!ENTITY" in description:
+        raise UnsupportedSlideError("The file's XML declares entities, as no slide does; export it again.")
+
+
 def _slide_series(file: tifffile.TiffFile) -> tuple[int, tifffile.TiffPageSeries]:
     """The series that is the slide, and its index: the largest that is not a label, macro or thumbnail."""
     if not file.series:
@@ -231,8 +241,8 @@ def _stated_mpp(file: tifffile.TiffFile, series_index: int, page: tifffile.TiffP
 
 def _ome_mpp(xml: str, series_index: int) -> tuple[float, float] | None:
     try:
-        root = ElementTree.fromstring(xml)
-    except ElementTree.ParseError:
+        root = fromstring(xml)
+    except (ParseError, DefusedXmlException):
         return None
     pixels = [element for element in root.iter() if element.tag.rsplit("}", 1)[-1] == "Pixels"]
     if series_index >= len(pixels):
