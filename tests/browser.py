@@ -1,0 +1,48 @@
+"""A headless browser for tests of pages: the system's chromium, driven by playwright."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+needs_browser = pytest.mark.skipif(
+    CHROMIUM is None, reason="no chromium here; on Debian: apt-get install chromium (see docs/report.md)"
+)
+
+
+@contextmanager
+def open_browser(**settings: Any) -> Iterator[Any]:
+    """A browser context without a network."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        context = browser.new_context(offline=True, **settings)
+        try:
+            yield context
+        finally:
+            context.close()
+            browser.close()
+
+
+@contextmanager
+def open_page(context: Any, path: Path) -> Iterator[Any]:
+    """The page at `path`, opened as from a share; whatever it complains of fails the test."""
+    complaints: list[str] = []
+    page = context.new_page()
+    page.on(
+        "console", lambda message: complaints.append(message.text) if message.type in ("error", "warning") else None
+    )
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("requestfailed", lambda request: complaints.append(f"failed request: {request.url[:100]}"))
+    page.goto(path.as_uri())
+    try:
+        yield page
+    finally:
+        page.close()
+    assert not complaints, complaints
