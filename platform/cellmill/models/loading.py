@@ -143,7 +143,7 @@ def model_folder(spec: str | Path) -> Generator[tuple[Path, str]]:
                 version = find_version(text)
                 folder = stack.enter_context(version_folder(version))
             except RegistryError as error:
-                raise ModelNotFoundError(f"Model {text!r} could not be fetched from MLflow. {error}") from error
+                raise ModelNotFoundError(f"No model can be had from MLflow. {error}") from error
             yield folder, version.uri
         return
     folder = _PACKAGED / text if text in packaged_models() else Path(text)
