@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from cellmill.cohort.context import read_secret
 from cellmill.cohort.granted import granted_cpus, pin_threads
 from cellmill.cohort.manifest import SlideSource, list_sources
+from cellmill.privacy import read_secret
 from cellmill.report.cohort import Cohort, SlideRow, mean_confidences
 from cellmill.report.config import ReportCohortConfig
 from cellmill.report.groups import read_groups
