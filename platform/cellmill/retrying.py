@@ -57,7 +57,7 @@ _LASTING = (FileNotFoundError, PermissionError, FileExistsError, IsADirectoryErr
 class Patience:
     """How often and how long."""
 
-    num_tries: int = 8
+    num_tries: int = 10
     """Tries in all."""
     first_seconds: float = 0.25
     """Wait after the first."""

@@ -27,7 +27,9 @@ from cellmill_schemas.slides import SlideStatus
 __all__ = ["Ledger"]
 
 _TABLE_SECONDS = 15.0
-"""Pause between refreshes of slides.parquet while slides end."""
+"""Pause between refreshes of slides.parquet while slides end, at least;"""
+_TABLE_PAUSES = 20.0
+"""and at least so many times what the last one took: it reads every status, of which a large cohort has many."""
 
 
 @dataclass
@@ -67,12 +69,14 @@ class Ledger:
     def settle_without_work(self) -> list[SlideSource]:
         """End the slides that cannot run or are done already; returns the others."""
         left: list[SlideSource] = []
+        runnable = [source.slide_id for source in self._sources if source.problem is None]
+        before = {status.slide_id: status for status in self._cells.statuses(runnable)}
         for source in self._sources:
             if source.problem is not None:
                 self._fail(source, source.problem)
                 continue
             try:
-                done = self._done_before(source)
+                done = self._done_before(source, before.get(source.slide_id))
             except StoreError as error:
                 self._refuse(source, failure_reason(error, source))
                 continue
@@ -165,8 +169,10 @@ class Ledger:
         self._totals.num_waiting = self._totals.num_left - sum(s.missing is not None for s in self._slides.values())
         self._progress.update(self._totals)
         if time.monotonic() >= self._next_table:
-            self._next_table = time.monotonic() + _TABLE_SECONDS
+            started = time.monotonic()
             self._refresh_table()
+            ended = time.monotonic()
+            self._next_table = ended + max(_TABLE_SECONDS, _TABLE_PAUSES * (ended - started))
 
     def close(self) -> None:
         """Leave `slides.parquet` as the statuses are."""
@@ -204,9 +210,8 @@ class Ledger:
             return None
         return slide.order
 
-    def _done_before(self, source: SlideSource) -> SlideStatus | None:
+    def _done_before(self, source: SlideSource, status: SlideStatus | None) -> SlideStatus | None:
         """The status of a slide that needs no work. A remote slide is taken to be what it was."""
-        status = self._cells.status(source.slide_id)
         if status is None or status.outcome == "failed":
             return None
         fingerprint = status.slide_fingerprint
@@ -215,9 +220,8 @@ class Ledger:
                 fingerprint = slide_fingerprint(source.url)
             except OSError:
                 return None  # planning will say why
-        status = self._cells.check_unchanged(source.slide_id, slide_fingerprint=fingerprint)
-        if status is not None:
-            refuse_other_scale(status, source.mpp if source.mpp is not None else self._context.mpp)
+        self._cells.require_unchanged(status, slide_fingerprint=fingerprint)
+        refuse_other_scale(status, source.mpp if source.mpp is not None else self._context.mpp)
         return status
 
     def _remove_work(self, slide: _Slide) -> None:

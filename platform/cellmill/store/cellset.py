@@ -83,20 +83,27 @@ class CellSet:
             SlideChangedError: when it is done and its file is another now.
         """
         status = read_status(self.store, slide_id)
-        if status is None:
-            return None
+        if status is not None:
+            self.require_unchanged(status, slide_fingerprint=slide_fingerprint)
+        return status
+
+    def require_unchanged(self, status: SlideStatus, *, slide_fingerprint: str) -> None:
+        """Make sure that a slide with this status is none that was forgotten or has another file now.
+
+        Raises:
+            SlideForgottenError, SlideChangedError: as `check_unchanged`.
+        """
         if status.outcome == "forgotten":
             raise SlideForgottenError(
-                f"Slide {slide_id} was removed from {self.url} on request ({status.finished_at}) and is not done "
-                "again. Leave it out of --slides; if the removal was a mistake, use another --out."
+                f"Slide {status.slide_id} was removed from {self.url} on request ({status.finished_at}) and is not "
+                "done again. Leave it out of --slides; if the removal was a mistake, use another --out."
             )
         if status.outcome in _DONE and status.slide_fingerprint != slide_fingerprint:
             raise SlideChangedError(
-                f"Slide {slide_id} is done in {self.url}, but its file has changed since: fingerprint "
+                f"Slide {status.slide_id} is done in {self.url}, but its file has changed since: fingerprint "
                 f"{status.slide_fingerprint} then, {slide_fingerprint} now. Restore the file, give the new one another "
                 "slide_id, or use another --out."
             )
-        return status
 
     def begin_slide(self, facts: SlideFacts, *, field_px: int, device_kind: str) -> SlideWork | None:
         """Make the slide ready for parts; None, and the claim is let go, when it is done already. Needs the claim.
@@ -166,9 +173,9 @@ class CellSet:
         """The slide's status; None while it has none."""
         return read_status(self.store, slide_id)
 
-    def statuses(self) -> list[SlideStatus]:
-        """All statuses, by slide id."""
-        return read_statuses(self.store)
+    def statuses(self, slide_ids: Iterable[str] | None = None) -> list[SlideStatus]:
+        """All statuses there are, or those of some slides, by slide id."""
+        return read_statuses(self.store, slide_ids)
 
     def write_status(self, status: SlideStatus) -> None:
         """Record how a slide ended that is not committed: `failed`, with its reasons. Parts and attempts are kept."""

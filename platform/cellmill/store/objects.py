@@ -208,18 +208,15 @@ class ObjectStore:
         return True
 
     def _create_remote(self, path: str, data: bytes) -> bool:
-        """Put if absent. A put whose answer was lost may have been done: then what is there is ours."""
-        answers_lost = 0
+        """Put if absent. Of a put whose answer was lost this says False: callers who must know look whose it is."""
 
         def attempt() -> bool:
-            nonlocal answers_lost
             try:
                 self._fs.pipe_file(path, data, mode="create")
-            except OSError as error:
+            except OSError:
                 # s3fs reports S3's "precondition failed" as FileExistsError or as a bare OSError.
                 if _is_file(self._fs, path):
-                    return answers_lost > 0 and bool(self._fs.cat_file(path) == data)
-                answers_lost += not isinstance(error, FileExistsError)
+                    return False
                 raise
             return True
 

@@ -6,6 +6,7 @@ which is derived from those objects and can always be made again; one row is one
 
 import io
 import json
+from collections.abc import Iterable
 from typing import Any
 
 import pyarrow as pa
@@ -17,6 +18,9 @@ from cellmill.store.seal import SEAL_KEY, UNSEALED, sealed
 from cellmill_schemas.slides import STATUS_SCHEMA, SlideStatus
 
 __all__ = ["parse_status", "read_status", "read_statuses", "statuses_table", "write_slides_table", "write_status"]
+
+
+_AT_ONCE = 1000
 
 
 def write_status(store: ObjectStore, status: SlideStatus) -> None:
@@ -32,11 +36,18 @@ def read_status(store: ObjectStore, slide_id: str) -> SlideStatus | None:
     return None if data is None else parse_status(data)
 
 
-def read_statuses(store: ObjectStore) -> list[SlideStatus]:
-    """All statuses, by slide id."""
-    keys = [f"{STATUS_FOLDER}/{name}" for name in store.list_names(STATUS_FOLDER) if name.endswith(".json")]
-    found = store.get_many(keys)
-    return sorted((parse_status(data) for data in found.values()), key=lambda s: s.slide_id)
+def read_statuses(store: ObjectStore, slide_ids: Iterable[str] | None = None) -> list[SlideStatus]:
+    """All statuses there are, or those of some slides, by slide id: one listing, then what exists, many at once."""
+    names = {name for name in store.list_names(STATUS_FOLDER) if name.endswith(".json")}
+    if slide_ids is not None:
+        names &= {f"{slide_id}.json" for slide_id in slide_ids}
+    keys = [f"{STATUS_FOLDER}/{name}" for name in sorted(names)]
+    found = [
+        parse_status(data)
+        for start in range(0, len(keys), _AT_ONCE)
+        for data in store.get_many(keys[start : start + _AT_ONCE]).values()
+    ]
+    return sorted(found, key=lambda status: status.slide_id)
 
 
 def parse_status(data: bytes) -> SlideStatus:
