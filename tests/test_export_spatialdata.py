@@ -1,5 +1,6 @@
 """Cells as SpatialData: the library reads them back, outlines and table agree with the cell table."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,9 @@ import cellmill
 from cellmill.export.run import export_cells
 from cellmill_schemas.ontology import get_ontology
 
-spatialdata = pytest.importorskip("spatialdata", reason="spatialdata is not installed (extra spatialdata)")
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # its dependencies warn of each other
+    spatialdata = pytest.importorskip("spatialdata", reason="spatialdata is not installed (extra spatialdata)")
 
 
 # The library's own dependencies warn of each other's future.

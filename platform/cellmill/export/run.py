@@ -6,6 +6,7 @@ through a batch at a time: memory does not grow with the slide (SpatialData and 
 
 import hashlib
 import json
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -144,8 +145,10 @@ def _writer(config: ExportConfig, target: Path) -> tuple[_Writer, tuple[str, ...
         return _write_spatialdata, ()
     if qupath_is_present():
         return _write_with_qupath, ()
-    script = target / "scripts" / "cellmill_import_objects.groovy"
-    steps = tuple(step.format(project=target / PROJECT_NAME, script=script) for step in _IMPORT_STEPS)
+    script, project = target / "scripts" / "cellmill_import_objects.groovy", target / PROJECT_NAME
+    steps = tuple(
+        step.format(project=shlex.quote(str(project)), script=shlex.quote(str(script))) for step in _IMPORT_STEPS
+    )
     return _write_project_files, steps
 
 
