@@ -2,7 +2,7 @@
 # date costs nothing.
 SHELL := /bin/bash
 .DEFAULT_GOAL := setup
-.PHONY: setup demo train-demo test check format bench audit fuzz constraints clean
+.PHONY: setup demo train-demo test check format bench audit fuzz chaos constraints clean
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -62,6 +62,10 @@ audit:
 # Thousands of damaged slides; goes on where it was stopped. FUZZ="--count 10000" runs more.
 fuzz: $(STAMP)
 	nice -n 19 $(PY) tests/fuzz_slides.py --count 2000 --log .fuzz/slides.jsonl --data ../shared/data $(FUZZ)
+
+# Hundreds of faults between any two writes, and outputs as of a quiet run. CHAOS="--seed 5" takes others.
+chaos: $(STAMP)
+	nice -n 19 $(PY) tests/chaos.py --faults 200 $(CHAOS)
 
 format: $(STAMP)
 	$(VENV)/bin/ruff format .

@@ -15,10 +15,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cellmill.cohort.manifest import list_sources, make_safe_id
-from cellmill.slides.errors import RegionFileError, SlideError, SlideTooLargeError, UnsupportedSlideError
+from cellmill.slides.errors import (
+    RegionFileError,
+    SlideError,
+    SlideReadError,
+    SlideTooLargeError,
+    UnsupportedSlideError,
+)
 from cellmill.slides.isolated_slide import IsolatedSlide
 from cellmill.slides.isolation import ReaderLimits
 from cellmill.slides.opening import open_slide
+from cellmill.slides.overview import read_overview
+from cellmill.slides.reader import SlideLevel
 from cellmill.slides.regions import read_regions
 from cellmill.store import layout
 from cellmill.store.errors import UnsafeNameError
@@ -359,6 +367,39 @@ def test_a_header_that_claims_what_no_file_holds_is_refused_in_bounded_memory(
         assert len(str(error)) > 20
     else:
         assert slide.grid.box.area < 1 << 24 and read.unreadable
+
+
+class MostlyMissing:
+    """A huge slide of which only pixels left of and above a point can be decoded."""
+
+    name = "test/missing"
+    levels = (SlideLevel(60_000, 60_000, 1.0, 1.0),)
+    mpp = (0.5, 0.5)
+    bounds_level0_px = (0, 0)
+
+    def __init__(self, *, readable_from_y: int) -> None:
+        self.readable_from_y = readable_from_y
+        self.num_asked = 0
+
+    def read_block(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
+        self.num_asked += 1
+        if y < self.readable_from_y:
+            raise SlideReadError("not in the file")
+        return np.full((height, width, 3), 240, np.uint8)
+
+    def close(self) -> None: ...
+
+
+def test_a_slide_that_is_not_in_its_file_is_not_looked_for_all_day() -> None:
+    reader = MostlyMissing(readable_from_y=60_000)
+    with pytest.raises(SlideReadError, match="None of the slide's pixels"):
+        read_overview(reader, mpp=(0.5, 0.5))
+    assert reader.num_asked < 300  # of 3,481 blocks
+
+
+def test_a_slide_whose_beginning_is_lost_is_still_read() -> None:
+    overview = read_overview(MostlyMissing(readable_from_y=40_000), mpp=(0.5, 0.5))
+    assert 0.6 < overview.unreadable.mean() < 0.7
 
 
 def test_a_slide_upsampled_beyond_any_size_is_refused(tmp_path: Path) -> None:

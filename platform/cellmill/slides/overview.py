@@ -17,6 +17,8 @@ __all__ = ["OVERVIEW_MPP", "Overview", "read_overview"]
 OVERVIEW_MPP = 8.0
 """A nucleus is about one pixel of it."""
 _BLOCK_PX = 1024
+_MANY_BLOCKS = 128
+"""So many blocks without one that can be decoded, and it is asked whether there is any."""
 _MAX_OVERVIEW_PX = 1 << 26
 """64 million pixels: a whole 26 x 76 mm slide at 8 um/px has 31 million."""
 
@@ -51,17 +53,21 @@ def read_overview(reader: SlideReader, *, mpp: tuple[float, float]) -> Overview:
     pixels = np.full((height, width, 3), 255, np.uint8)
     unreadable = np.zeros((height, width), np.bool_)
     side_x, side_y = max(1, _BLOCK_PX // factor_x), max(1, _BLOCK_PX // factor_y)
-    for y in range(0, height, side_y):
-        for x in range(0, width, side_x):
-            x1, y1 = min(x + side_x, width), min(y + side_y, height)
-            native_x1, native_y1 = min(x1 * factor_x, level.width_px), min(y1 * factor_y, level.height_px)
-            left, top = x * factor_x, y * factor_y
-            try:
-                block = reader.read_block(index, left, top, native_x1 - left, native_y1 - top)
-            except SlideReadError:
-                unreadable[y:y1, x:x1] = True
-                continue
-            pixels[y:y1, x:x1] = _box_average(block, factor_x, factor_y)
+    corners = [(x, y) for y in range(0, height, side_y) for x in range(0, width, side_x)]
+    num_read = 0
+    for number, (x, y) in enumerate(corners):
+        if number == _MANY_BLOCKS and not num_read:
+            _require_readable(reader, index, [(x * factor_x, y * factor_y) for x, y in corners])
+        x1, y1 = min(x + side_x, width), min(y + side_y, height)
+        native_x1, native_y1 = min(x1 * factor_x, level.width_px), min(y1 * factor_y, level.height_px)
+        left, top = x * factor_x, y * factor_y
+        try:
+            block = reader.read_block(index, left, top, native_x1 - left, native_y1 - top)
+        except SlideReadError:
+            unreadable[y:y1, x:x1] = True
+            continue
+        num_read += 1
+        pixels[y:y1, x:x1] = _box_average(block, factor_x, factor_y)
     return Overview(
         pixels=pixels,
         unreadable=unreadable,
@@ -69,6 +75,24 @@ def read_overview(reader: SlideReader, *, mpp: tuple[float, float]) -> Overview:
         step_y_level0_px=factor_y * level.downsample_y,
         mpp_x=factor_x * level.downsample_x * mpp[0],
         mpp_y=factor_y * level.downsample_y * mpp[1],
+    )
+
+
+def _require_readable(reader: SlideReader, index: int, corners: list[tuple[int, int]]) -> None:
+    """Make sure that some block can be decoded: a header may claim a hundred thousand that are not in the file.
+
+    Raises:
+        SlideReadError: when none of many, spread over the slide, can.
+    """
+    for left, top in corners[:: max(1, len(corners) // _MANY_BLOCKS)]:
+        try:
+            reader.read_block(index, left, top, 1, 1)
+        except SlideReadError:
+            continue
+        return
+    raise SlideReadError(
+        "None of the slide's pixels could be decoded: its tiles are damaged, or the file is cut off. Copy or export it "
+        "again."
     )
 
 
