@@ -70,6 +70,14 @@ def test_regions_become_nuclei_of_their_annotations_class(tmp_path: Path) -> Non
     assert np.count_nonzero(plain.unknown) == 9
 
 
+def test_a_negative_region_is_a_hole(tmp_path: Path) -> None:
+    path = _write(tmp_path, _annotation("Epithelial", _square(10, 20, 6), _square(12, 22, 2)))
+    path.write_text(path.read_text().replace('<Region Id="2"', '<Region Id="2" NegativeROA="1"'))
+    (image,) = read_monusac_images(tmp_path)
+    assert image.num_cells == 1
+    assert np.count_nonzero(image.instances) == 36 - 4
+
+
 def test_every_image_of_a_patient_is_in_its_group(tmp_path: Path) -> None:
     for number in (1, 2):
         _write(tmp_path, name=f"TCGA-AA-0001-01Z-00-DX1_{number}")

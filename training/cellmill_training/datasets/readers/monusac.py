@@ -1,7 +1,8 @@
 """MoNuSAC as published: images of 71 patients, four kinds of nuclei outlined. CC BY-NC-SA 4.0 (Verma et al. 2021).
 
 In: a folder a patient with `<image>.tif` or `<image>.svs` and `<image>.xml` of Aperio's form (Annotation > Attributes >
-Attribute Name, Annotation > Regions > Region > Vertices > Vertex X Y). Regions called Ambiguous are unknown.
+Attribute Name, Annotation > Regions > Region > Vertices > Vertex X Y). Regions called Ambiguous are unknown, those with
+NegativeROA="1" are holes.
 "Epithelial" covers benign and malignant. Stroma is not outlined, so where `dark_is_unknown`, a pixel that is neither
 pale nor right around a nucleus is unknown and not background.
 Scale: `MicronsPerPixel` of the XML, else 0.25 um/px (40x by the source).
@@ -30,6 +31,7 @@ __all__ = ["MONUSAC_MPP", "read_monusac", "read_monusac_images"]
 MONUSAC_MPP = 0.25
 _CLASSES = ("epithelial", "lymphocyte", "macrophage", "neutrophil")
 _AMBIGUOUS = "ambiguous"
+_HOLE = "hole"
 _IMAGE_ENDINGS = (".tif", ".tiff", ".svs")
 
 
@@ -57,10 +59,13 @@ def _read_image(path: Path, *, dark_is_unknown: bool) -> LabelledImage:
     image = _pixels(path)
     shapes, names = _regions(root, path)
     size = (image.shape[0], image.shape[1])
-    ambiguous = [shape for shape, name in zip(shapes, names, strict=True) if name == _AMBIGUOUS]
-    cells = [(shape, name) for shape, name in zip(shapes, names, strict=True) if name != _AMBIGUOUS]
+    cells = [(shape, name) for shape, name in zip(shapes, names, strict=True) if name in _CLASSES]
+    unknown, holes = (
+        paint_polygons([s for s, name in zip(shapes, names, strict=True) if name == kind], size, where=str(path)) > 0
+        for kind in (_AMBIGUOUS, _HOLE)
+    )
     instances = paint_polygons([shape for shape, _ in cells], size, where=str(path))
-    unknown = paint_polygons(ambiguous, size, where=str(path)) > 0
+    instances[holes] = 0
     if dark_is_unknown:
         unknown |= ~surely_background(image, instances > 0) & (instances == 0)
     patient = path.stem[:12] if path.stem.startswith("TCGA-") else path.parent.name
@@ -121,7 +126,7 @@ def _regions(root: Element, path: Path) -> tuple[list[Shape], list[str]]:
             shape = _polygon(region, where=where)
             if shape is not None:
                 shapes.append(shape)
-                names.append(name)
+                names.append(_HOLE if region.get("NegativeROA") == "1" else name)
     return shapes, names
 
 
