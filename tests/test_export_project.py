@@ -126,12 +126,16 @@ def test_an_export_is_replaced_only_when_asked(made: Made, tmp_path: Path) -> No
     assert [path.name for path in tmp_path.iterdir()] == ["project"]
 
 
-@pytest.mark.parametrize("work", ["new file", "changed file"])
+@pytest.mark.parametrize("work", ["new file", "changed file", "link"])
 def test_work_done_in_a_project_is_never_replaced(made: Made, tmp_path: Path, work: str) -> None:
     folder = tmp_path / "project"
     export_cells(export_config(made[1], made[0], folder, slide_id="plain"))
-    path = folder / ("data/1/data.qpdata" if work == "new file" else "project.qpproj")
+    path = folder / ("project.qpproj" if work == "changed file" else "data/1/data.qpdata")
     path.parent.mkdir(parents=True, exist_ok=True)
+    if work == "link":
+        (tmp_path / "elsewhere").mkdir()
+        path.symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+        path = tmp_path / "elsewhere" / "notes"
     path.write_text("a day of corrections")
     with pytest.raises(ValueError, match="worked on since"):
         export_cells(export_config(made[1], made[0], folder, slide_id="plain", replace=True))

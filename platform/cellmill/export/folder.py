@@ -110,7 +110,13 @@ def _move_into_place(staging: Path, target: Path) -> None:
 
 
 def _files(folder: Path) -> list[str]:
-    found = [Path(top) / name for top, _, names in os.walk(folder) for name in names]
+    """All files, and links to folders, which are somebody's too."""
+    found = [
+        path
+        for top, folders, names in os.walk(folder)
+        for path in (*(Path(top) / name for name in names), *(Path(top) / name for name in folders))
+        if path.is_symlink() or not path.is_dir()
+    ]
     return sorted(path.relative_to(folder).as_posix() for path in found)
 
 
