@@ -35,6 +35,7 @@ from cellmill.export.segment_config import SegmentProjectConfig
 from cellmill.export.selection import CellSelection, read_selected
 from cellmill.slides.errors import SlideError
 from cellmill.slides.isolation import IsolatedReader
+from cellmill.store.errors import StoreError
 from cellmill.store.identity import read_identity
 from cellmill.store.objects import ObjectStore
 from cellmill.store.statuses import read_statuses
@@ -117,7 +118,7 @@ def _image_result(
     through_qupath: bool,
 ) -> ImageResult:
     try:
-        work = _prepare(project, image, config, through_qupath=through_qupath)
+        work = _prepare(project, image, config, model, through_qupath=through_qupath)
         reason = _run(work, config, model, progress=progress, engine=engine)
         if reason:
             return ImageResult(image, "failed", reason)
@@ -127,11 +128,13 @@ def _image_result(
         return ImageResult(image, "done", num_cells=num_cells, inserted=through_qupath)
     except _LeftOutError as error:
         return ImageResult(image, "no annotations", str(error))
-    except (ValueError, SlideError) as error:
+    except (ValueError, SlideError, StoreError) as error:
         return ImageResult(image, "failed", str(error))
 
 
-def _prepare(project: Path, image: ProjectImage, config: SegmentProjectConfig, *, through_qupath: bool) -> _Work:
+def _prepare(
+    project: Path, image: ProjectImage, config: SegmentProjectConfig, model: CohortModel, *, through_qupath: bool
+) -> _Work:
     """Find the image's frame and regions, and the folders its cells will lie in."""
     results = project / "cellmill" / "results" / image.entry_id
     check_target(results, replace=config.replace)
@@ -139,7 +142,7 @@ def _prepare(project: Path, image: ProjectImage, config: SegmentProjectConfig, *
         raise ValueError(f"it cannot be used: {image.problem}")
     origin = _origin_level0_px(image)
     if not config.annotations:
-        return _Work(image, origin, None, "auto", _cells_folder(project, image, config, "tissue"), results)
+        return _Work(image, origin, None, "auto", _cells_folder(project, image, config, model, "tissue"), results)
     features = image_features(project, image, through_qupath=through_qupath)
     regions = drawn_regions(features, classes=config.annotation_class, origin_level0_px=origin)
     if regions is None:
@@ -147,13 +150,15 @@ def _prepare(project: Path, image: ProjectImage, config: SegmentProjectConfig, *
         raise _LeftOutError(f"no annotation with an area{wanted} was drawn")
     region_file = project / "cellmill" / "regions" / f"{image.entry_id}.geojson"
     write_region_file(region_file, regions)
-    cells = _cells_folder(project, image, config, region_file.read_text(encoding="utf-8"))
+    cells = _cells_folder(project, image, config, model, region_file.read_text(encoding="utf-8"))
     return _Work(image, origin, regions.shape_level0_px, str(region_file), cells, results)
 
 
-def _cells_folder(project: Path, image: ProjectImage, config: SegmentProjectConfig, regions: str) -> Path:
+def _cells_folder(
+    project: Path, image: ProjectImage, config: SegmentProjectConfig, model: CohortModel, regions: str
+) -> Path:
     """One cell set an image, model and set of annotations: a cell set has one model and one region file."""
-    digest = hashlib.sha256(f"{config.model}\n{config.mpp}\n{regions}".encode()).hexdigest()[:12]
+    digest = hashlib.sha256(f"{model.digest}\n{config.mpp}\n{regions}".encode()).hexdigest()[:12]
     return project / "cellmill" / "cells" / f"{image.entry_id}-{digest}"
 
 
