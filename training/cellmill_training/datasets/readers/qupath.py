@@ -29,7 +29,16 @@ from cellmill_training.datasets.readers.building import ImageSource, build_image
 from cellmill_training.datasets.readers.files import read_rgb
 from cellmill_training.datasets.readers.polygons import Shape, Vertices, paint_polygons, repaired
 
-__all__ = ["PUMA_MPP", "Outline", "read_outlines", "read_puma", "read_qupath"]
+__all__ = [
+    "PUMA_MPP",
+    "Outline",
+    "class_name_of",
+    "features_of_file",
+    "read_outlines",
+    "read_puma",
+    "read_qupath",
+    "shape_of",
+]
 
 PUMA_MPP = 0.226
 _MAX_PIXELS = 200_000_000
@@ -119,7 +128,7 @@ def read_outlines(path: Path, ontology: Ontology) -> list[Outline]:
         ValueError: naming file and feature.
     """
     outlines: list[Outline] = []
-    for number, feature in enumerate(_features(path)):
+    for number, feature in enumerate(features_of_file(path)):
         identity = feature.get("id") if isinstance(feature, dict) else None
         where = f"{path}, feature {number}" + (f" ({identity})" if isinstance(identity, str) else "")
         outline = _outline(feature, ontology, where=where)
@@ -128,7 +137,12 @@ def read_outlines(path: Path, ontology: Ontology) -> list[Outline]:
     return outlines
 
 
-def _features(path: Path) -> list[Any]:
+def features_of_file(path: Path) -> list[Any]:
+    """Features of a `.geojson` or `.geojson.gz` file.
+
+    Raises:
+        ValueError: when it is no GeoJSON.
+    """
     try:
         raw = path.read_bytes()
         document: Any = json.loads(gzip.decompress(raw) if path.suffix == ".gz" else raw)
@@ -146,10 +160,10 @@ def _outline(feature: Any, ontology: Ontology, *, where: str) -> Outline | None:
     if not isinstance(feature, dict) or not isinstance(feature.get("properties", {}) or {}, dict):
         raise ValueError(f"{where} is no GeoJSON feature. Export the file from QuPath again.")
     properties: dict[str, Any] = feature.get("properties") or {}
-    name = _class_name(properties, where=where)
+    name = class_name_of(properties, where=where)
     if properties.get("objectType") == "tile" or (name or "").lower() in _NO_NUCLEI:
         return None
-    shape = _shape(feature.get("nucleusGeometry") or feature.get("geometry"), where=where)
+    shape = shape_of(feature.get("nucleusGeometry") or feature.get("geometry"), where=where)
     if shape is None:
         return None
     if (name or "").lower() in _IGNORED:
@@ -165,8 +179,12 @@ def _outline(feature: Any, ontology: Ontology, *, where: str) -> Outline | None:
         ) from error
 
 
-def _class_name(properties: Mapping[str, Any], *, where: str) -> str | None:
-    """QuPath writes {"name", "color"}, {"names": [...]} for derived classes, or the plain name."""
+def class_name_of(properties: Mapping[str, Any], *, where: str) -> str | None:
+    """The class of an object; QuPath writes {"name", "color"}, {"names": [...]} for derived classes, or the plain name.
+
+    Raises:
+        ValueError: when it is none of these.
+    """
     given = properties.get("classification")
     if isinstance(given, dict):
         names = cast(dict[str, Any], given)
@@ -176,8 +194,12 @@ def _class_name(properties: Mapping[str, Any], *, where: str) -> str | None:
     return given or None
 
 
-def _shape(geometry: Any, *, where: str) -> Shape | None:
-    """A valid polygon; None where it encloses nothing."""
+def shape_of(geometry: Any, *, where: str) -> Shape | None:
+    """A valid polygon; None where it encloses nothing.
+
+    Raises:
+        ValueError: when it is a point, a line or broken.
+    """
     kind = cast(dict[str, Any], geometry).get("type") if isinstance(geometry, dict) else None
     if kind not in ("Polygon", "MultiPolygon"):
         raise ValueError(
