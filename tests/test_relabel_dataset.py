@@ -133,7 +133,7 @@ class Run:
 
 
 @pytest.fixture(scope="module")
-def run(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("relabel")
     pair = write_synthetic_pair(folder, num_images=16)
     settings = RelabelSettings(
@@ -142,6 +142,7 @@ def run(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Run:
         recipe="small",
         epochs=8,
         device="cpu",
+        num_workers=0,
         cpus_per_worker=1,
     )
     result = run_relabelling(settings)

@@ -43,7 +43,7 @@ class RelabelSettings:
         min_probability: labels whose best class is less probable stay open; 0 settles all, as in the paper.
         splits: redraw gives 70/20/10 by group with every class in every split; keep takes the data sets' own.
         seed: of splits, balancing, weights and augmentation.
-        num_workers: Ray Train workers.
+        num_workers: Ray Train workers; 0 trains in this process, which starts at once.
         cpus_per_worker: CPU cores (and threads) a worker may use.
         device: where to train and predict; auto takes CUDA where torch sees one.
         max_failures: how often a dead worker is replaced before the run gives up.
