@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from cellmill.report.cohort import Cohort, SlideRow
 from cellmill.report.drawing import strip_dots
 from cellmill.report.outliers import LIMIT, MIN_SLIDES
-from cellmill.report.rendering import figure, render
+from cellmill.report.rendering import render, whole
 
 __all__ = ["index_page"]
 
@@ -141,7 +141,7 @@ class _Scale:
         return [
             _Tick(
                 round(self.x(value), 1),
-                figure(value),
+                whole(value),
                 "start" if not value else "end" if value == values[-1] else "middle",
             )
             for value in values

@@ -38,10 +38,11 @@ def choose_regions(cells: pl.DataFrame, *, side_um: float, number: int) -> list[
     richest = busiest_region(cells.select("x_um", "y_um", "cell_type"), side_um=side_um)
     shown = [ShownRegion("Richest", "many cells of many types", richest)]
     squares = _Squares.of(cells, side_um=side_um)
-    typical = float(np.median(squares.counts))
-    enough = squares.counts >= max(_MIN_CELLS, typical / 2)
+    median = float(np.median(squares.counts))
+    enough = squares.counts >= max(_MIN_CELLS, median / 2)
+    unlike = np.abs(squares.shares - squares.shares.mean(axis=0)).sum(axis=1)
     candidates = (
-        ("Typical", "about as many cells as in the median square", np.abs(squares.counts - typical)),
+        ("Typical", "near the median in number and types", np.abs(squares.counts / median - 1) + unlike),
         ("Least sure", "lowest mean confidence", np.where(enough, squares.confidence, np.inf)),
         ("Densest", "most cells of any square", -squares.counts.astype(np.float64)),
     )
@@ -60,15 +61,21 @@ class _Squares:
     places: list[OverlayRegion]
     counts: NDArray[np.int64]
     confidence: NDArray[np.float64]
+    shares: NDArray[np.float64]  # (squares, types present)
 
     @staticmethod
     def of(cells: pl.DataFrame, *, side_um: float) -> "_Squares":
+        names = sorted(cells["cell_type"].cast(pl.String).unique().to_list())
         found = (
             cells.group_by(
                 row=(pl.col("y_um") / side_um).floor().cast(pl.Int64),
                 column=(pl.col("x_um") / side_um).floor().cast(pl.Int64),
             )
-            .agg(count=pl.len(), confidence=pl.col("confidence").mean())
+            .agg(
+                pl.len().alias("count"),
+                pl.col("confidence").mean(),
+                *((pl.col("cell_type") == name).mean().alias(f"share {name}") for name in names),
+            )
             .sort("row", "column")
         )
         places = [
@@ -76,7 +83,8 @@ class _Squares:
             for row, column in found.select("row", "column").iter_rows()
         ]
         counts, confidence = found["count"].to_numpy().astype(np.int64), found["confidence"].to_numpy()
-        return _Squares(places, counts, confidence.astype(np.float64))
+        shares = found.select(f"share {name}" for name in names).to_numpy()
+        return _Squares(places, counts, confidence.astype(np.float64), shares.astype(np.float64))
 
 
 def _overlap(one: OverlayRegion, other: OverlayRegion) -> bool:

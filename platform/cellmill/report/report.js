@@ -185,11 +185,7 @@ function sortBy(table, heading) {
   for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
   heading.setAttribute("aria-sort", next);
   const sign = next === "ascending" ? 1 : -1;
-  const keyed = [...table.tBodies[0].rows].map((row) => {
-    // A failed slide's one wide cell stands for many: what comes after it is not what the heading says.
-    const wide = [...row.cells].some((cell) => cell.colSpan > 1);
-    return [wide && column > 1 ? null : valueOf(row, column), row];
-  });
+  const keyed = [...table.tBodies[0].rows].map((row) => [valueOf(row, column), row]);
   keyed.sort(([a], [b]) => (a === null) - (b === null) || (a === null ? 0 : sign * compare(a, b)));
   table.tBodies[0].append(...keyed.map(([, row]) => row));
 }

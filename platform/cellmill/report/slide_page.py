@@ -222,7 +222,10 @@ def _with_imagery(page: _Page, task: SlideTask, anchors_px: NDArray[np.int64]) -
 
 
 def _facts(status: SlideStatus) -> list[tuple[str, str]]:
-    facts = [("Attempts", whole(status.num_attempts)), ("Finished", status.finished_at or "–")]
+    facts = [
+        ("Attempts", whole(status.num_attempts)),
+        ("Finished", status.finished_at.replace("T", " ").replace("+00:00", " UTC") or "–"),
+    ]
     if status.mpp_x is not None and status.mpp_y is not None:
         facts.insert(0, ("Scale of the slide", f"{status.mpp_x:.4f} × {status.mpp_y:.4f} µm/px"))
     if status.target_mpp is not None:
