@@ -81,7 +81,7 @@ class SlideTask:
 
 @dataclass(frozen=True)
 class _Page:
-    """What is drawn of a slide that has cells."""
+    """What is drawn of a slide that is done; an empty one has its picture all the same, to see why it is."""
 
     width_um: float = 0.0
     height_um: float = 0.0
@@ -116,7 +116,7 @@ class _Page:
 def slide_page(task: SlideTask) -> str:
     """The page as HTML. What is wrong with the slide's file is said in it."""
     row = task.row
-    page = _draw(task) if row.status.outcome == "done" else _Page()
+    page = _draw(task) if row.is_done else _Page()
     excluded = row.status.excluded
     areas = [(item.name.removesuffix("_mm2"), getattr(excluded, item.name)) for item in fields(ExcludedArea)]
     return render(
