@@ -15,7 +15,7 @@ from cellmill_training.labelling.job import main_build_consensus, main_outline_p
 from cellmill_training.labelling.outline_network import OutlineConfig, OutlineNetwork, load_outliner, save_outliner
 from cellmill_training.labelling.outline_patches import centroids_px, patch_inputs, scaled, training_patches
 from cellmill_training.labelling.outline_run import train_outliner
-from cellmill_training.labelling.outline_training import OutlineFit, OutlineState, load_state, outline_loss
+from cellmill_training.labelling.outline_training import OutlineFit, OutlineState, outline_loss
 from cellmill_training.labelling.outlining import outline_points
 
 REFINED = get_ontology("refined7")
@@ -130,19 +130,28 @@ def test_the_loss_prefers_the_nucleus_to_its_neighbour() -> None:
     assert losses[0] < losses[1] < losses[2]
 
 
-def test_a_run_cut_off_goes_on_to_the_same_weights(dataset: LabelledDataset, tmp_path: Path) -> None:
+def test_a_run_cut_off_goes_on_to_the_same_weights(
+    dataset: LabelledDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import torch
 
-    settings = {"config": SMALL, "jitter_um": 0.5, "most_nuclei": 40}
-    fit = OutlineFit(epochs=2, batch_size=20)
-    whole = train_outliner(dataset, tmp_path / "whole", fit=fit, **settings)  # type: ignore[arg-type]
-    state = OutlineState.fresh(SMALL, fit)
-    train_outliner(dataset, tmp_path / "cut", fit=OutlineFit(epochs=2, batch_size=20), **settings)  # type: ignore[arg-type]
-    load_state(state, tmp_path / "cut" / "checkpoint.pt")
-    again = train_outliner(dataset, tmp_path / "cut", fit=fit, **settings)  # type: ignore[arg-type]
-    assert again.epoch == 2
+    def run(folder: str) -> OutlineState:
+        fit = OutlineFit(epochs=2, batch_size=20)
+        return train_outliner(dataset, tmp_path / folder, config=SMALL, fit=fit, jitter_um=0.5, most_nuclei=40)
+
+    whole = run("whole")
+    with monkeypatch.context() as patched:
+        patched.setattr("cellmill_training.labelling.outline_run.save_outliner", _die)
+        with pytest.raises(KeyboardInterrupt):
+            run("cut")
+    again = run("cut")
+    assert [entry["loss"] for entry in again.history] == [entry["loss"] for entry in whole.history]
     for name, value in whole.network.state_dict().items():
         torch.testing.assert_close(value, again.network.state_dict()[name])
+
+
+def _die(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_a_folder_without_an_outliner_says_what_makes_one(tmp_path: Path) -> None:
