@@ -44,18 +44,21 @@ ALLOWED_PROPERTIES = (
     "openslide.mpp-y",
     "openslide.bounds-x",
     "openslide.bounds-y",
+    "openslide.level[N].tile-width",
+    "openslide.level[N].tile-height",
 )
-"""OpenSlide's properties that are looked at. The others (aperio.*, hamamatsu.*, dicom.*, tiff.ImageDescription,
-openslide.comment) are never read."""
+"""OpenSlide's properties that are looked at, N for each level. The others (aperio.*, hamamatsu.*, dicom.*, comments,
+tiff.*) are never read."""
 
 _WORDS = re.compile(r"[a-z]+(-[a-z]+)*(/[a-z]+(-[a-z]+)*)?")
+_LEVEL = re.compile(r"\[[0-9]{1,3}\]")
 _MAX_NAME = 40
 _MIN_SECRET_BYTES = 16
 
 
 def allowed_properties(properties: Mapping[str, str]) -> dict[str, str]:
     """Of OpenSlide's properties those in `ALLOWED_PROPERTIES`, where they are what they should be."""
-    kept = {name: properties[name] for name in ALLOWED_PROPERTIES if name in properties}
+    kept = {name: value for name, value in properties.items() if _LEVEL.sub("[N]", name) in ALLOWED_PROPERTIES}
     return {
         name: value
         for name, value in kept.items()

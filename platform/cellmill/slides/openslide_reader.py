@@ -1,5 +1,6 @@
 """Slides through OpenSlide: SVS, NDPI, MRXS, SCN, BIF, VMS, DICOM, tiled TIFF."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -7,11 +8,13 @@ import openslide
 from numpy.typing import NDArray
 
 from cellmill.privacy import allowed_properties
-from cellmill.slides.errors import SlideReadError
+from cellmill.slides.errors import SlideReadError, SlideTooLargeError
 from cellmill.slides.reader import SlideLevel, level_downsamples
 
 __all__ = ["OpenSlideReader"]
 
+_MAX_TILE_PX = 1 << 26
+"""Decoded whole: 256 MiB. Scanners write tiles of up to 4096 x 4096 px."""
 _EXACT_PX = 1 / 512
 """A part of a level pixel too small to change a pixel by more than one grey level."""
 
@@ -25,6 +28,7 @@ class OpenSlideReader:
         self._slide: openslide.OpenSlide | None = None
         slide = self._open()
         properties = allowed_properties(slide.properties)
+        _check_tiles(properties)
         self._vendor = properties.get(openslide.PROPERTY_NAME_VENDOR, "unknown")
         self._levels = level_downsamples([(int(width), int(height)) for width, height in slide.level_dimensions])
         self._downsamples = tuple(float(value) for value in slide.level_downsamples)
@@ -99,6 +103,17 @@ class OpenSlideReader:
         if self._slide is None:
             self._slide = openslide.OpenSlide(str(self._path))
         return self._slide
+
+
+def _check_tiles(properties: Mapping[str, str]) -> None:
+    """Refuse tiles that OpenSlide would end its process over, for want of memory."""
+    for name, width in properties.items():
+        height = properties.get(name.replace("tile-width", "tile-height"))
+        if name.endswith("tile-width") and height is not None and float(width) * float(height) > _MAX_TILE_PX:
+            raise SlideTooLargeError(
+                f"The slide is stored in pieces of {width} x {height} px, too large to decode: the file is damaged, or "
+                "must be converted to a tiled one."
+            )
 
 
 def _on_white(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -29,7 +29,7 @@ __all__ = [
 MAX_SIDE_PX = 1 << 20
 MAX_AREA_PX = 1 << 38
 """Well above any scanner (a 26 x 76 mm slide at 0.1 um/px has 1.98e11 px); headers beyond it lie."""
-MAX_PX_PER_BYTE = 1 << 12
+MAX_PX_PER_BYTE = 1 << 11
 """A blank 256 px tile takes 200 bytes or more (330 px a byte); one left out takes 8, but no slide is all left out. A
 header beyond it describes an image that is not in the file, and could keep a worker busy for hours."""
 
