@@ -55,7 +55,7 @@ class DemoSize:
 
 SIZES: dict[str, DemoSize] = {
     "small": DemoSize(8, 2, 20, 2, 12, 12, 2, 0.25),
-    "demo": DemoSize(40, 20, 500, 16, 200, 250, 10, 0.5),
+    "demo": DemoSize(24, 15, 400, 8, 150, 200, 8, 0.5),
 }
 
 
@@ -157,7 +157,7 @@ class _Chain:
         images = ["--datasets", "relabel/refined/dataset", "--synthetic-regions", str(size.synthetic_regions)]
         if self.data:
             images += ["--data", str(self.data)]
-        flags = ["--max-steps", str(size.encoder_steps), "--tracking", ".", "--seed", self.seed]
+        flags = ["--max-steps", str(size.encoder_steps), "--batch-size", "16", "--tracking", ".", "--seed", self.seed]
         _job(pretrain_encoder, ["--out", "encoder", *images, *flags, *self.workers])
 
     def teacher(self) -> None:
