@@ -56,7 +56,7 @@ bench: $(STAMP) .bench/tiatoolbox/.up-to-date .bench/ratiopath/.up-to-date
 	$(PY) -m benchmarks
 
 # Known vulnerabilities of what constraints.txt pins.
-audit:
+audit: $(filter .uv/bin/uv,$(UV))
 	python3 infra/audit.py $(UV)
 
 # Thousands of damaged slides; goes on where it was stopped. FUZZ="--count 10000" runs more.

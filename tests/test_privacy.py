@@ -14,6 +14,7 @@ import tifffile
 from cohort_helpers import RecordedProgress, run
 from oracle import OracleModel, make_slide
 
+from cellmill.cohort.config import SegmentCohortConfig
 from cellmill.cohort.engine import EngineFactory, serial_engine
 from cellmill.cohort.manifest import list_sources
 from cellmill.cohort.pipeline import ray_engine
@@ -309,6 +310,11 @@ def test_the_map_of_pseudonyms_grows_and_never_lies_in_the_output(tmp_path: Path
     for inside in (tmp_path / "out" / "who.csv", tmp_path / "out" / "slides" / "who.csv"):
         with pytest.raises(ValueError, match="inside --out"):
             write_pseudonyms(inside, [], out=str(tmp_path / "out"))
+
+
+def test_a_map_without_pseudonyms_is_a_mistake_that_is_told() -> None:
+    with pytest.raises(ValueError, match="--pseudonym-map must be left out without --pseudonymize"):
+        SegmentCohortConfig(slides=("a.svs",), out="out", pseudonym_map="who.csv")
 
 
 def test_text_loses_path_folders_name_and_stem() -> None:
