@@ -50,7 +50,9 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(whole=whole, figure=figure, percent=percent, decimals=decimals, sentence=sentence)
+    environment.filters.update(
+        whole=whole, large=large, figure=figure, percent=percent, decimals=decimals, sentence=sentence
+    )
     return environment
 
 
@@ -71,6 +73,11 @@ def _hash(text: str) -> str:
 def whole(value: float | None) -> str:
     """A count, with thousands apart."""
     return _NOTHING if value is None or value != value else f"{value:,.0f}"  # noqa: PLR0124 - NaN
+
+
+def large(value: float) -> str:
+    """A count that may be too long for its place: millions in words from ten on."""
+    return whole(value) if value < 10_000_000 else f"{figure(value / 1e6)} million"
 
 
 def figure(value: float | None) -> str:
@@ -99,4 +106,5 @@ def sentence(flag: Flag) -> str:
     shown = {"per_mm2": figure, "share": percent, "number": decimals}[flag.measure.unit]
     side = "High" if flag.z > 0 else "Low"
     peers = f"median in {flag.within or 'the cohort'}"
-    return f"{side} {flag.measure.label}: {shown(flag.value)}, {peers} {shown(flag.median)} (robust z {flag.z:+.1f})"
+    z = f"{flag.z:+.1f}".replace("-", "−")
+    return f"{side} {flag.measure.label}: {shown(flag.value)}, {peers} {shown(flag.median)} (robust z {z})"
