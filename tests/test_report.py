@@ -273,14 +273,8 @@ def test_pages_show_the_slide_its_tissue_and_its_cells(report: Path, cohort: Pat
     )
     assert outline is not None
     # Tiles of 64 um that touch the tissue, which ends at 350 um; the slide is 450 um high.
-    corners = np.cumsum(
-        [
-            [float(v) for v in pair.split()]
-            for pair in re.split("[Ml]| (?=-?\\d+ -?\\d+)", outline[1:-1])
-            if len(pair.split()) == 2
-        ],
-        axis=0,
-    )
+    assert outline.count("M") == 1
+    corners = np.cumsum(np.array(re.findall(r"-?\d+", outline), int).reshape(-1, 2), axis=0)
     assert corners[:, 0].max() == pytest.approx(384, abs=1)
     cells = [attributes for tag, attributes in tags if tag == "path" and "data-c" in attributes]
     assert len(cells) > 50
@@ -451,9 +445,9 @@ def test_switches_show_and_hide_types_layers_and_heat_maps(browser: Any, report:
         page.locator(".switches").get_by_label("lymphocyte").uncheck()
         assert not cells.first.is_visible()
         assert page.locator("#region-1 [data-cells='0'] path").first.is_visible()
-        page.get_by_role("button", name="None").press("Enter")
+        page.get_by_role("button", name="None", exact=True).press("Enter")
         assert page.locator(".cells path:visible").count() == 0
-        page.get_by_role("button", name="All").click()
+        page.get_by_role("button", name="All", exact=True).click()
         assert cells.first.is_visible()
         page.locator("[data-confidence]").fill("100")
         low = page.locator("#region-1 .cells path:not([data-c='100'])")
