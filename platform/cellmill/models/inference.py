@@ -64,7 +64,9 @@ def prepared(model: LoadedModel, *, device: DeviceKind, batch_size: int) -> Load
 
     That is OpenVINO's graph, where OpenVINO will run the network; otherwise nothing is needed.
     """
-    if backend_name(model.config, device=device) != "openvino":
+    made = model.converted
+    done = made is not None and (made.tile_px, made.batch_size) == (model.config.tile_px, batch_size)
+    if done or backend_name(model.config, device=device) != "openvino":
         return model
     from cellmill.models.backends.openvino import convert
 
