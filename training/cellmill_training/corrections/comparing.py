@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import shapely
+from shapely.geometry import Polygon
 
 from cellmill_training.corrections.objects import CorrectedNucleus, CorrectedSlide
 from cellmill_training.datasets.readers.polygons import Shape
@@ -35,7 +36,7 @@ class ExportedCells:
     cell_ids: npt.NDArray[np.int64]  # (n,)
     cell_types: tuple[str, ...]
     confidence: npt.NDArray[np.float64]  # (n,)
-    outlines_level0_px: npt.NDArray[np.object_]  # (n,) shapely polygons
+    outlines_level0_px: tuple[Polygon, ...]
 
 
 @dataclass(frozen=True)
@@ -86,10 +87,10 @@ def _find_replaced(rows: list[int | None], cells: ExportedCells, nuclei: Sequenc
     if not new or not len(cells.cell_ids):
         return
     tree = shapely.STRtree(cells.outlines_level0_px)
-    shapes = np.array([nuclei[number].shape_level0_px for number in new], np.object_)
+    shapes = [nuclei[number].shape_level0_px for number in new]
     pairs = [
         (-_iou(shapes[place], cells.outlines_level0_px[row]), new[place], int(row))
-        for place, row in zip(*tree.query(shapes, predicate="intersects"), strict=True)
+        for place, row in zip(*tree.query(np.array(shapes, np.object_), predicate="intersects"), strict=True)
         if int(row) not in taken
     ]
     for negative, number, row in sorted(pairs):

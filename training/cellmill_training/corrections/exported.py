@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import shapely
+from shapely.geometry import Polygon
 
 from cellmill.cohort.manifest import list_sources
 from cellmill.privacy import read_secret
@@ -86,10 +86,10 @@ def exported_cells(cells: str, slide_id: str) -> ExportedCells:
     )
 
 
-def _outlines(geometry: pa.ListArray) -> npt.NDArray[np.object_]:
+def _outlines(geometry: pa.ListArray) -> tuple[Polygon, ...]:
     """Shapely polygons of a geometry column, whose rings lie one after another."""
     rings = geometry.values
     vertices = rings.values
     xy = np.stack([vertices.field("x").to_numpy(), vertices.field("y").to_numpy()], axis=1)
     offsets = (rings.offsets.to_numpy(), geometry.offsets.to_numpy())
-    return np.asarray(shapely.from_ragged_array(shapely.GeometryType.POLYGON, xy, offsets), np.object_)
+    return tuple(shapely.from_ragged_array(shapely.GeometryType.POLYGON, xy, offsets))

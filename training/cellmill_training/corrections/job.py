@@ -78,7 +78,7 @@ class _Import:
 
     def add(self, slide_id: str, changes: "Sequence[Change]", path: Path) -> None:
         changed_at = datetime.fromtimestamp(path.stat().st_mtime, UTC)
-        self.rows += [
+        rows: list[dict[str, object]] = [
             {
                 "slide_id": slide_id,
                 "cell_id": change.cell_id,
@@ -92,6 +92,7 @@ class _Import:
             }
             for change in changes
         ]
+        self.rows += rows
 
     def table(self, identity: "CellSetIdentity", annotator: str) -> pa.Table:
         schema = pa.schema(

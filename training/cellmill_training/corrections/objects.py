@@ -81,7 +81,7 @@ def read_corrected(
         shape = shape_of(document.get("nucleusGeometry") or document.get("geometry"), where=where)
         if shape is None:
             continue
-        shape = cast(Shape, shapely.transform(shape, lambda xy: xy + origin_level0_px))
+        shape = shapely.transform(shape, lambda xy: xy + origin_level0_px)
         if name.lower() == COMPLETE_CLASS.lower():
             complete.append(shape)
         elif name.lower() == "ignore*":

@@ -46,7 +46,8 @@ class OutlineConfig:
     @staticmethod
     def from_json(document: Mapping[str, Any]) -> "OutlineConfig":
         """Parse what `asdict` makes of a config."""
-        return OutlineConfig(**{**document, "widths": tuple(document["widths"])})
+        values: dict[str, Any] = {**document, "widths": tuple(document["widths"])}
+        return OutlineConfig(**values)
 
 
 class OutlineNetwork(nn.Module):
@@ -60,6 +61,7 @@ class OutlineNetwork(nn.Module):
         self.fuse = nn.ModuleList(_Double(2 * width, width) for width in widths[:-1])
         self.head = nn.Conv2d(widths[0], 1, 1)
         # A nucleus covers about a twentieth of a patch: starting there saves the first hundred steps.
+        assert self.head.bias is not None
         nn.init.constant_(self.head.bias, math.log(0.05 / 0.95))
 
     def forward(self, patches: Tensor) -> Tensor:

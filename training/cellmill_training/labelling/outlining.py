@@ -7,6 +7,7 @@ that no annotation is lost.
 """
 
 from collections.abc import Callable
+from typing import cast
 
 import cv2
 import numpy as np
@@ -101,7 +102,7 @@ def _claim(
 
 def _part_of(mask: npt.NDArray[np.bool_], point: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_] | None:
     """The part of a mask that holds the point or lies nearest to it, its holes filled."""
-    parts, num_parts = ndimage.label(mask)
+    parts, num_parts = cast(tuple[npt.NDArray[np.int32], int], ndimage.label(mask))
     if not num_parts:
         return None
     x, y = (int(value) for value in np.floor(point))

@@ -15,11 +15,11 @@ import numpy.typing as npt
 
 from cellmill_schemas.ontology import Ontology
 from cellmill_training.datasets.labelled_image import CellLabel, LabelledImage, LabelOrigin, densely_numbered
+from cellmill_training.datasets.readers.files import read_rgb
 from cellmill_training.labelling.agreement import PairAgreement, all_pairs, fleiss_kappa, ratings_of_all
 from cellmill_training.labelling.consensus import Annotation, consensus_of
 from cellmill_training.labelling.outlining import Outliner
 from cellmill_training.labelling.points import PointAnnotations
-from cellmill_training.sources.files import read_rgb
 
 __all__ = ["AgreementTotals", "AnnotatedTiles"]
 
