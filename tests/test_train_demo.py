@@ -28,6 +28,8 @@ def test_the_chain_goes_from_two_partly_labelled_data_sets_to_a_segmented_slide(
     promotions = json.loads((tmp_path / "done" / "promotions.json").read_text())
     assert promotions["student, alone"] == "promoted"  # the first of its name
     assert set(promotions.values()) <= {"promoted", "refused"}
+    refusal = json.loads((tmp_path / "done" / "refusal.json").read_text())
+    assert list(refusal.values()) == ["promoted", "refused"]
     status = pl.read_parquet(tmp_path / "cells" / "slides.parquet")
     assert status.height == 1
     assert "models:/cellmill-demo" in (tmp_path / "cells" / "cellset.json").read_text()

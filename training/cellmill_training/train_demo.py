@@ -54,7 +54,7 @@ class DemoSize:
 
 
 SIZES: dict[str, DemoSize] = {
-    "small": DemoSize(8, 2, 20, 2, 12, 12, 2, 0.25),
+    "small": DemoSize(8, 1, 6, 1, 4, 4, 2, 0.25),
     "demo": DemoSize(24, 15, 400, 8, 150, 200, 8, 0.5),
 }
 
@@ -192,14 +192,22 @@ class _Chain:
         _note("promotions", {"student, alone": first, "student, taught": second})
 
     def refuse(self) -> None:
-        """A model that is clearly worse: the student after a twentieth of its steps."""
+        """The student after a twentieth of its steps, held against the packaged `lite`, has to be refused."""
         from cellmill_training.distill.job import main as distill_student
 
         steps = str(max(2, self.size.student_steps // 20))
         flags = ["--recipe", "lite-distilled-demo", "--teacher", "teacher/model", "--tracking", "."]
         common = ["--data", "relabel/refined/dataset", "--out", "worse", "--seed", self.seed, *self.workers]
         _job(distill_student, [*common, *flags, "--epochs", "1000", "--max-steps", steps])
-        _note("refusal", {"student, a twentieth of the steps": _promotion("worse/t14-alpha_soft/model")})
+        outcomes = {
+            "lite, as reference": _promotion("lite", to="reference"),
+            "student, a twentieth of the steps, to take its place": _promotion(
+                "worse/t14-alpha_soft/model", to="reference"
+            ),
+        }
+        if list(outcomes.values()) != ["promoted", "refused"]:
+            raise SystemExit(f"train-demo: the gate let through what it should not: {outcomes}.")
+        _note("refusal", outcomes)
 
     def segment(self) -> None:
         """A slide by whatever is champion."""
@@ -236,11 +244,11 @@ def _job(main: Callable[[list[str]], int], arguments: list[str], *, allowed: tup
     return code
 
 
-def _promotion(model: str) -> str:
+def _promotion(model: str, *, to: str = "champion") -> str:
     from cellmill_training.tracking.promotion_job import PROMOTED, REFUSED
     from cellmill_training.tracking.promotion_job import main as promote_model
 
-    flags = ["--to", "champion", "--name", MODEL_NAME, "--dataset", "truth", "--device", "cpu"]
+    flags = ["--to", to, "--name", MODEL_NAME, "--dataset", "truth", "--device", "cpu"]
     code = _job(promote_model, ["--model", model, *flags], allowed=(PROMOTED, REFUSED))
     return "promoted" if code == PROMOTED else "refused"
 
