@@ -131,7 +131,8 @@ class _Chain:
         """Write the two data sets and settle what each leaves open."""
         from cellmill_training.relabel.demo import main as relabel_demo
 
-        shutil.rmtree("relabel", ignore_errors=True)  # cut off before: a data set is written once
+        if not Path("relabel/truth.json").is_file():  # cut off while the data sets were written, each of them once
+            shutil.rmtree("relabel", ignore_errors=True)
         size = self.size
         flags = ["--num-images", str(size.images_each), "--epochs", str(size.relabel_epochs)]
         _job(relabel_demo, ["--out", "relabel", *flags, "--seed", self.seed, *self.relabel_workers])
