@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from shapely.geometry.base import BaseGeometry
 
 from cellmill.spatial.config import SummarizeCohortConfig
 from cellmill.spatial.neighbours import cross_k, nearest_distances, neighbourhood_enrichment
@@ -107,6 +108,16 @@ def _drawn(status: SlideStatus, config: SummarizeCohortConfig) -> tuple[Window, 
     return ()
 
 
+@dataclass(frozen=True)
+class _Numbers:
+    """What takes time; a slide's only fragment has the slide's."""
+
+    outline: BaseGeometry
+    til: dict[str, Any]
+    pairs: list[dict[str, Any]]
+    radii: list[dict[str, Any]]
+
+
 class _Rows:
     """Rows of the three tables, window by window."""
 
@@ -114,22 +125,35 @@ class _Rows:
         self._slide_id = status.slide_id
         self._ontology = ontology
         self._config = config
+        self._numbers: _Numbers | None = None
         self._summary: list[dict[str, Any]] = []
         self._pairs: list[dict[str, Any]] = []
         self._radii: list[dict[str, Any]] = []
 
     def add(self, window: Window, cells: CellPoints, *, mm2: float) -> None:
         key = {"slide_id": self._slide_id, "window": window.name, "kind": window.kind}
-        self._summary.append(key | self._counts(cells, window, mm2=mm2) | self._til(cells, window))
-        if len(cells):
-            self._pairs += [key | row for row in self._pair_rows(cells, window)]
-            self._radii += [key | row for row in self._radius_rows(cells, window)]
+        if self._numbers is None or self._numbers.outline is not window.outline:
+            self._numbers = self._numbers_of(cells, window)
+        found = self._numbers
+        self._summary.append(key | self._counts(cells, window, mm2=mm2) | found.til)
+        self._pairs += [key | row for row in found.pairs]
+        self._radii += [key | row for row in found.radii]
 
     def tables(self) -> SlideTables:
         return SlideTables(
             summary=pa.Table.from_pylist(self._summary, schema=summary_schema(self._ontology)),
             pairs=pa.Table.from_pylist(self._pairs, schema=PAIRS_SCHEMA),
             radii=pa.Table.from_pylist(self._radii, schema=RADII_SCHEMA),
+        )
+
+    def _numbers_of(self, cells: CellPoints, window: Window) -> "_Numbers":
+        if not len(cells):
+            return _Numbers(window.outline, {}, [], [])
+        return _Numbers(
+            outline=window.outline,
+            til=self._til(cells, window),
+            pairs=list(self._pair_rows(cells)),
+            radii=list(self._radius_rows(cells, window)),
         )
 
     def _counts(self, cells: CellPoints, window: Window, *, mm2: float) -> dict[str, Any]:
@@ -144,7 +168,7 @@ class _Rows:
 
     def _til(self, cells: CellPoints, window: Window) -> dict[str, Any]:
         roles = TilRoles.of(self._ontology)
-        if roles is None or not len(cells):
+        if roles is None:
             return {}
         scores = til_scores(cells, window, roles, margin_um=self._config.til_margin_um)
         return {
@@ -157,12 +181,12 @@ class _Rows:
             "til_stroma_area_share": scores.stroma_area_share,
         }
 
-    def _pair_rows(self, cells: CellPoints, window: Window) -> Iterator[dict[str, Any]]:
+    def _pair_rows(self, cells: CellPoints) -> Iterator[dict[str, Any]]:
         nearest, counts = nearest_distances(cells), cells.counts().tolist()
         enrichment = None
         if self._config.num_permutations:
-            # The seed is of the slide and window, not of the order in which they came.
-            seed = [self._config.seed, zlib.crc32(self._slide_id.encode()), zlib.crc32(window.name.encode())]
+            # The seed is the slide's, whichever process does it and when.
+            seed = [self._config.seed, zlib.crc32(self._slide_id.encode())]
             enrichment = neighbourhood_enrichment(
                 cells,
                 radius_um=self._config.neighbour_um,

@@ -65,6 +65,8 @@ def boundary_distance_um(window: Window, xy_um: NDArray[np.float64], *, at_most_
 
 def whole_slide(fragments: tuple[Window, ...]) -> Window:
     """All fragments together."""
+    if len(fragments) == 1:
+        return Window("slide", "slide", fragments[0].outline)
     union = shapely.union_all(np.array([fragment.outline for fragment in fragments], dtype=object))
     return Window("slide", "slide", union)
 
