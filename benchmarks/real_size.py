@@ -4,7 +4,7 @@
     python benchmarks/real_size.py --device cuda    # the same on the first CUDA device
     python benchmarks/real_size.py --case teacher --batch-size 32
 
-Weights are random: neither time nor memory depends on them. A step is forward, a plain loss and backward, float32,
+Weights are constant: neither time nor memory depends on them. A step is forward, a plain loss and backward, float32,
 without an optimizer's state. `teacher` computes the frozen encoder without gradients and the decoder with them;
 `teacher-cached` the decoder alone, from tokens as the feature cache gives them; `block-group` is what would be trained
 if the encoder were not frozen: the 12 blocks between two of its tapped ones have 340 M parameters, of which `GROUP`
@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 # The folders themselves go on the path, never their parent, whose `platform/` is no package but looks like one.
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,8 +31,10 @@ import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from cellmill.models.config import Architecture, ModelConfig, builtin_config  # noqa: E402
-from cellmill.models.networks import TokenNetwork, build_model, count_parameters  # noqa: E402
+from cellmill.models.networks import CellNetwork, TokenNetwork, build_model, count_parameters  # noqa: E402
 from cellmill.models.networks.vit_encoder import VitTokens  # noqa: E402
+
+Network = TypeVar("Network", bound=nn.Module)
 
 SIDE_PX = 256
 MPP = 0.25
@@ -90,9 +92,8 @@ def _step(case: str, device: torch.device, batch_size: int) -> tuple[Callable[[]
     config = builtin_config(architecture, target_mpp=MPP)
     if case == "teacher-cached":
         return _cached(config, device, batch_size)
-    with device:
-        network = build_model(config).train()
-        images = torch.rand(batch_size, 3, SIDE_PX, SIDE_PX) * 255
+    network = _filled(build_on_meta(config), device)
+    images = torch.rand(batch_size, 3, SIDE_PX, SIDE_PX, device=device) * 255
 
     def step() -> None:
         _backward(network, network(images))
@@ -102,17 +103,11 @@ def _step(case: str, device: torch.device, batch_size: int) -> tuple[Callable[[]
 
 def _cached(config: ModelConfig, device: torch.device, batch_size: int) -> tuple[Callable[[], None], int, int]:
     """The decoder alone: the encoder stays on the meta device."""
-    with torch.device("meta"):
-        network = build_model(config).train()
+    network = build_on_meta(config)
     assert isinstance(network, TokenNetwork) and config.vit is not None
     width, parameters = network.encoder.width, count_parameters(network)
     network.encoder = None  # type: ignore[assignment]
-    network.to_empty(device=device)
-    network.pixel_mean.zero_()
-    network.pixel_std.fill_(1.0)
-    for module in network.modules():
-        if hasattr(module, "reset_parameters"):
-            module.reset_parameters()  # type: ignore[operator]
+    _filled(network, device)
     tokens = SIDE_PX // config.vit.token_px
     features = [torch.randn(batch_size, width, tokens, tokens, device=device).half() for _ in config.vit.blocks]
     images = torch.rand(batch_size, 3, SIDE_PX, SIDE_PX, device=device)
@@ -131,14 +126,28 @@ def _block_group(device: torch.device, batch_size: int) -> tuple[Callable[[], No
     vit = replace(
         config.vit, options=tuple(sorted(options.items())), frozen=False, blocks=tuple(range(1, GROUP + 1)), token_px=8
     )
-    with device:
+    with torch.device("meta"):
         blocks = VitTokens(vit).body.blocks.train()  # type: ignore[union-attr]
-        tokens = torch.randn(batch_size, 5 + (SIDE_PX // 16) ** 2, 1536)
+    _filled(blocks, device)  # type: ignore[arg-type]
+    tokens = torch.randn(batch_size, 5 + (SIDE_PX // 16) ** 2, 1536, device=device)
 
     def step() -> None:
         _backward(blocks, blocks(tokens))  # type: ignore[operator]
 
     return step, count_parameters(blocks), count_parameters(blocks, trained_only=True)  # type: ignore[arg-type]
+
+
+def build_on_meta(config: ModelConfig) -> CellNetwork:
+    """The graph alone: random weights of a foundation model take half a minute to draw."""
+    with torch.device("meta"):
+        return build_model(config).train()
+
+
+def _filled(network: Network, device: torch.device) -> Network:
+    network.to_empty(device=device)
+    for tensor in (*network.parameters(), *network.buffers()):
+        tensor.data.fill_(0.01 if tensor.is_floating_point() else 0)
+    return network
 
 
 def _backward(network: nn.Module, outputs: Tensor) -> None:
