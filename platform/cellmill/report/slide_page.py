@@ -94,7 +94,9 @@ class _Page:
     heat_colors: tuple[tuple[int, int, int] | None, ...] = ()
     regions: tuple[ShownRegion, ...] = ()
     cells: tuple[tuple[CellOutline, ...], ...] = ()
-    """Outlines in each region."""
+    """Outlines in each region, and of cells that reach into it."""
+    num_cells: tuple[int, ...] = ()
+    """Cells centred in each region."""
     notes: tuple[str, ...] = ()
     cividis: tuple[Any, ...] = tuple(_CIVIDIS)
 
@@ -162,9 +164,15 @@ def _draw(task: SlideTask) -> _Page:
         heat_colors=(None, *(cell_class.color_rgb for cell_class in ontology.classes), None),
         regions=regions,
         cells=tuple(tuple(_outlines(task, shown.region, order)) for shown in regions),
+        num_cells=tuple(_count_in(cells, shown.region) for shown in regions),
         notes=(f"Heat maps count cells in squares of {bin_um:g} µm.",),
     )
     return _with_imagery(page, task, np.stack([anchor % status.width_px, anchor // status.width_px], axis=1))
+
+
+def _count_in(cells: pl.DataFrame, region: OverlayRegion) -> int:
+    x, y = cells["x_um"] - region.x_um, cells["y_um"] - region.y_um
+    return int(((x >= 0) & (x < region.side_um) & (y >= 0) & (y < region.side_um)).sum())
 
 
 def _heat_labels(heat: list[HeatMap], names: tuple[str, ...]) -> tuple[tuple[str, str, str], ...]:
