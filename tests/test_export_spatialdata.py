@@ -31,7 +31,7 @@ def test_spatialdata_reads_outlines_table_and_areas(tmp_path: Path, with_slides:
     shapes = read.shapes["cells"]
     assert shapes.index.tolist() == wanted["cell_id"].tolist()
     assert shapely.equals_exact(shapes.geometry.values, wanted.geometry.values, 0.0).all()
-    table = read.tables["cells"]
+    table = read.tables["table"]
     assert table.obs["cell_id"].tolist() == wanted["cell_id"].tolist()
     assert table.obs["cell_type"].astype(str).tolist() == wanted["cell_type"].astype(str).tolist()
     assert list(table.obs["cell_type"].cat.categories) == list(get_ontology("refined7").names)

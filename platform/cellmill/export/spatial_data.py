@@ -1,7 +1,7 @@
 """Cells as a SpatialData store: one zarr a slide, with shapes and an annotated table, for scverse's tools.
 
 In: cells wanted of a slide. Out: `<slide_id>.zarr` that the `spatialdata` library reads: shapes `cells` (outlines) and,
-where known, `areas`; table `cells` (one row a cell: measurements as X, class and ids in obs). Coordinates are level-0
+where known, `areas`; table `table` (one row a cell: measurements as X, class and ids in obs). Coordinates are level-0
 px of the slide, OpenSlide's, bounds not subtracted; the coordinate system `um` has them in micrometres. One slide is
 held in memory.
 """
@@ -82,7 +82,7 @@ def write_spatial_data(
         table = anndata.AnnData(X=cells.values(), obs=obs, var=pd.DataFrame(index=names))
         table.obsm["spatial"] = cells.centroids_um()
         table.uns["cell_type_colors"] = ["#{:02x}{:02x}{:02x}".format(*c.color_rgb) for c in ontology.classes]
-        tables["cells"] = TableModel.parse(table, region="cells", region_key="region", instance_key="cell_id")
+        tables["table"] = TableModel.parse(table, region="cells", region_key="region", instance_key="cell_id")
     spatialdata.SpatialData(shapes=shapes, tables=tables).write(path)
     return int(ids.size)
 
