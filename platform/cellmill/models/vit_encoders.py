@@ -170,7 +170,7 @@ def timm_encoder(
     return VitEncoder(timm_name, chosen, patch_px, spaced_blocks(depth, num_blocks), token_px, frozen)
 
 
-def _check_options(options: Mapping[str, _Scalar]) -> None:
+def _check_options(options: Mapping[str, object]) -> None:
     unknown = sorted(options.keys() - _OPTIONS)
     if unknown:
         raise ValueError(f"Encoder options must be of {', '.join(sorted(_OPTIONS))}; got {', '.join(unknown)}.")
