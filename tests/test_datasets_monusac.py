@@ -186,7 +186,7 @@ def test_mirrored_nuclei_are_nuclei_of_their_own() -> None:
     image = _image(256, 300, (10, 20, 290, 296), (30, 40, 297, 300), (50, 60, 250, 262))
     one, two = patches_of(image)
     assert [label.cell_types for label in one.labels] == [("connective",)]
-    # The first nucleus and its mirror image; the second meets its own at the border; a piece of the third, and the whole
+    # The first nucleus and its mirror image; the second meets its own at the border; a piece of the third, and all
     # of its mirror image.
     kinds = [label.cell_types[0] for label in two.labels]
     assert sorted(kinds) == ["connective", "connective", "dead", "dead", "neutrophil"]
