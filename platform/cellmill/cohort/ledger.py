@@ -71,6 +71,7 @@ class Ledger:
         left: list[SlideSource] = []
         runnable = [source.slide_id for source in self._sources if source.problem is None]
         before = {status.slide_id: status for status in self._cells.statuses(runnable)}
+        with_work = self._cells.slides_with_work()
         for source in self._sources:
             if source.problem is not None:
                 self._fail(source, source.problem)
@@ -83,6 +84,8 @@ class Ledger:
             if done is None:
                 left.append(source)
             else:
+                if source.slide_id in with_work:
+                    self._tidy(source)
                 self._end(source, done, told=False)
         num_done = len(self._sources) - len(left) - self._totals.num_failed
         if num_done:
@@ -223,6 +226,16 @@ class Ledger:
         self._cells.require_unchanged(status, slide_fingerprint=fingerprint)
         refuse_other_scale(status, source.mpp if source.mpp is not None else self._context.mpp)
         return status
+
+    def _tidy(self, source: SlideSource) -> None:
+        """Remove what a driver left of a done slide that was killed, or whose disk was full, after its last commit."""
+        try:
+            self._cells.claim(source.slide_id)
+            self._cells.end_slide(source.slide_id)
+        except SlideClaimedError:
+            pass  # another driver has just committed it and does so itself
+        except StoreError as error:
+            self._progress.say(f"{source.slide_id}: done; its work folder stays until the next run: {error}")
 
     def _remove_work(self, slide: _Slide) -> None:
         """Parts, attempts and the claim of a committed slide go."""

@@ -18,7 +18,7 @@ from cellmill.store.commit import commit_slide, finished_fields
 from cellmill.store.discard import discard_other_work, remove_outputs, remove_rescored, remove_work
 from cellmill.store.errors import SlideChangedError, SlideForgottenError
 from cellmill.store.identity import CellSetIdentity, create_or_check
-from cellmill.store.layout import work_prefix
+from cellmill.store.layout import WORK_FOLDER, work_prefix
 from cellmill.store.objects import ObjectStore
 from cellmill.store.shards import LabelPixels, shard_px_of_field
 from cellmill.store.statuses import read_status, read_statuses, write_slides_table, write_status
@@ -166,6 +166,10 @@ class CellSet:
         remove_work(self.store, slide_id)
         self._claims.drop(slide_id)
         self.store.delete_tree(work_prefix(slide_id))
+
+    def slides_with_work(self) -> set[str]:
+        """Slides of which anything is kept that is there only while they are under way."""
+        return set(self.store.list_names(WORK_FOLDER))
 
     # ------------------------------------------------------------------------------------------------- statuses
 

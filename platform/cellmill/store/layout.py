@@ -8,6 +8,7 @@ __all__ = [
     "CELLSET_KEY",
     "SLIDES_TABLE_KEY",
     "STATUS_FOLDER",
+    "WORK_FOLDER",
     "attempts_prefix",
     "cells_key",
     "check_slide_id",
@@ -26,7 +27,7 @@ __all__ = [
 CELLSET_KEY = "cellset.json"
 SLIDES_TABLE_KEY = "slides.parquet"
 STATUS_FOLDER = "slides"
-_WORK_FOLDER = "_work"
+WORK_FOLDER = "_work"
 
 _SAFE_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 
@@ -77,7 +78,7 @@ def mask_shard_key(slide_id: str, *, level: int, row: int, column: int) -> str:
 
 def work_prefix(slide_id: str) -> str:
     """Everything kept about the slide while it is under way."""
-    return f"{_WORK_FOLDER}/{check_slide_id(slide_id)}"
+    return f"{WORK_FOLDER}/{check_slide_id(slide_id)}"
 
 
 def claims_prefix(slide_id: str) -> str:
