@@ -17,23 +17,22 @@ needs_browser = pytest.mark.skipif(
 
 
 @contextmanager
-def open_browser(**settings: Any) -> Iterator[Any]:
-    """A browser context without a network."""
+def open_browser() -> Iterator[Any]:
+    """The browser; one at a time in a process, for playwright allows no more."""
     sync_api = pytest.importorskip("playwright.sync_api")
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        context = browser.new_context(offline=True, **settings)
         try:
-            yield context
+            yield browser
         finally:
-            context.close()
             browser.close()
 
 
 @contextmanager
-def open_page(context: Any, path: Path) -> Iterator[Any]:
-    """The page at `path`, opened as from a share; whatever it complains of fails the test."""
+def open_page(browser: Any, path: Path, *, width: int = 1280, **settings: Any) -> Iterator[Any]:
+    """The page at `path`, opened as from a share and without a network; whatever it complains of fails the test."""
     complaints: list[str] = []
+    context = browser.new_context(offline=True, viewport={"width": width, "height": 900}, **settings)
     page = context.new_page()
     page.on(
         "console", lambda message: complaints.append(message.text) if message.type in ("error", "warning") else None
@@ -44,5 +43,5 @@ def open_page(context: Any, path: Path) -> Iterator[Any]:
     try:
         yield page
     finally:
-        page.close()
+        context.close()
     assert not complaints, complaints

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 from browser import needs_browser, open_browser, open_page
 from cohort_helpers import run
@@ -15,9 +16,11 @@ from oracle import make_slide, write_tiff
 
 from cellmill.report.cohort import Cohort
 from cellmill.report.config import ReportCohortConfig
+from cellmill.report.drawing import heat_maps
 from cellmill.report.index_page import index_page
 from cellmill.report.job import main
 from cellmill.report.outliers import Measure, find_flags, robust_z
+from cellmill.report.regions_of_interest import choose_regions
 from cellmill.report.rendering import render
 from cellmill.report.run import report_cohort
 from cellmill.store.identity import CellSetIdentity
@@ -341,6 +344,46 @@ def test_an_unknown_group_column_is_refused_with_those_there_are(cohort: Path, t
         ReportCohortConfig(cells="c", html="h", num_regions=5)
 
 
+# ------------------------------------------------------------------------------------------------- regions and maps
+
+
+def test_regions_shown_differ_and_are_what_they_are_called() -> None:
+    rng = np.random.default_rng(0)
+    xy = rng.uniform(0, 1000, (4000, 2))
+    crowd = rng.uniform((800, 800), (900, 900), (400, 2))
+    at = np.concatenate([xy, crowd])
+    unsure = (at[:, 0] < 100) & (at[:, 1] < 100)
+    cells = pl.DataFrame(
+        {
+            "x_um": at[:, 0],
+            "y_um": at[:, 1],
+            "cell_type": np.where(np.arange(len(at)) < 4000, rng.choice(["a", "b", "c"], len(at)), "a"),
+            "confidence": np.where(unsure, 0.3, 0.9),
+        }
+    )
+    shown = {region.title: region.region for region in choose_regions(cells, side_um=100.0, number=4)}
+    assert list(shown) == ["Richest", "Typical", "Least sure", "Densest"]
+    assert (shown["Least sure"].x_um, shown["Least sure"].y_um) == (0, 0)
+    busiest = (shown["Richest"], shown["Densest"])
+    assert any(abs(region.x_um - 800) < 100 and abs(region.y_um - 800) < 100 for region in busiest)
+    places = list(shown.values())
+    for number, one in enumerate(places):
+        for other in places[number + 1 :]:
+            assert max(abs(one.x_um - other.x_um), abs(one.y_um - other.y_um)) >= 100
+    assert choose_regions(cells.clear(), side_um=100.0, number=4) == []
+    assert len(choose_regions(cells, side_um=100.0, number=2)) == 2
+
+
+def test_a_heat_maps_scale_ends_at_the_density_of_its_densest_bins() -> None:
+    xy = np.array([[50.0, 50.0]] * 7 + [[250.0, 150.0]] * 3)
+    bin_um, (every, first, second) = heat_maps(xy, np.array([0] * 7 + [1] * 3), num_types=2, size_um=(320.0, 180.0))
+    assert bin_um == 100
+    assert (every.width_um, every.height_um) == (400, 200)
+    assert first.high == pytest.approx(700)  # 7 cells in 0.01 mm2
+    assert second.high == pytest.approx(300)
+    assert every.high == pytest.approx(700, rel=0.01)
+
+
 # --------------------------------------------------------------------------------------------------------- excluded
 
 
@@ -375,8 +418,8 @@ def test_tiles_left_out_are_found_again_where_the_run_left_them_out(tmp_path: Pa
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with open_browser(viewport={"width": 1280, "height": 900}) as context:
-        yield context
+    with open_browser() as opened:
+        yield opened
 
 
 def seen(page: Any, figure: int) -> list[float]:
@@ -467,16 +510,15 @@ def test_switches_show_and_hide_types_layers_and_heat_maps(browser: Any, report:
 
 @needs_browser
 @pytest.mark.parametrize("width", [390, 1280])
-def test_no_page_scrolls_sideways(report: Path, width: int) -> None:
-    with open_browser(viewport={"width": width, "height": 800}) as context:
-        for name in ("index.html", "slides/a.html", "slides/broken.html"):
-            with open_page(context, report / name) as page:
-                assert page.evaluate("document.documentElement.scrollWidth") <= width, name
+def test_no_page_scrolls_sideways(browser: Any, report: Path, width: int) -> None:
+    for name in ("index.html", "slides/a.html", "slides/broken.html"):
+        with open_page(browser, report / name, width=width) as page:
+            assert page.evaluate("document.documentElement.scrollWidth") <= width, name
 
 
 @needs_browser
-def test_without_scripts_everything_is_still_there(report: Path) -> None:
-    with open_browser(java_script_enabled=False) as context, open_page(context, report / "slides" / "a.html") as page:
+def test_without_scripts_everything_is_still_there(browser: Any, report: Path) -> None:
+    with open_page(browser, report / "slides" / "a.html", java_script_enabled=False) as page:
         assert page.locator("#region-1 .cells path").first.is_visible()
         assert page.locator(".buttons:visible").count() == 0
 
