@@ -149,7 +149,7 @@ def test_slides_that_are_not_done_cannot_be_asked_for(cells: Path, tmp_path: Pat
 
 
 def test_a_slide_that_ends_its_process_takes_no_other_with_it() -> None:
-    items = ["a", "bad", "killer", "b"]
+    items = ["a", "bad", "killer", "b", *"cdefghij"]
     found = dict(over_slides(ends_its_process, items, num_workers=2, expected=(SlideError,)))
     reasons = {item: result.reason for item, result in found.items() if isinstance(result, Failed)}
     assert list(found) == items

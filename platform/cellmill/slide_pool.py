@@ -8,8 +8,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from multiprocessing import get_context
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 __all__ = ["Failed", "over_slides"]
 
@@ -17,11 +18,12 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-class Failed(Generic[Item]):
-    """A slide that could not be done, and why, in words."""
+@dataclass(frozen=True)
+class Failed:
+    """A slide that could not be done."""
 
-    def __init__(self, reason: str) -> None:
-        self.reason = reason
+    reason: str
+    """Why, in words."""
 
 
 def over_slides(
@@ -30,7 +32,7 @@ def over_slides(
     *,
     num_workers: int,
     expected: tuple[type[Exception], ...],
-) -> Iterator[tuple[Item, Result | Failed[Item]]]:
+) -> Iterator[tuple[Item, Result | Failed]]:
     """Every item with its result, in order.
 
     Args:
@@ -43,13 +45,13 @@ def over_slides(
         for item in items:
             yield item, _caught(function, item, expected)
         return
-    waiting: deque[tuple[Item, Future[Result | Failed[Item]]]] = deque()
+    waiting: deque[tuple[Item, Future[Result | Failed]]] = deque()
     left = iter(items)
     pool = _new_pool(num_workers)
     try:
         while True:
             while len(waiting) < 2 * num_workers and (item := next(left, None)) is not None:
-                waiting.append((item, pool.submit(_caught, function, item, expected)))
+                waiting.append((item, _submit(pool, function, item, expected)))
             if not waiting:
                 return
             item, future = waiting.popleft()
@@ -71,9 +73,24 @@ def _new_pool(num_workers: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(num_workers, mp_context=get_context("spawn"))
 
 
+def _submit(
+    pool: ProcessPoolExecutor,
+    function: Callable[[Item], Result],
+    item: Item,
+    expected: tuple[type[Exception], ...],
+) -> Future[Result | Failed]:
+    """The item under way; on a pool that broke meanwhile a future that says so, like those of the items before it."""
+    try:
+        return pool.submit(_caught, function, item, expected)
+    except BrokenProcessPool as error:
+        broken: Future[Result | Failed] = Future()
+        broken.set_exception(error)
+        return broken
+
+
 def _one_by_one(
     function: Callable[[Item], Result], items: Iterable[Item], expected: tuple[type[Exception], ...]
-) -> Iterator[tuple[Item, Result | Failed[Item]]]:
+) -> Iterator[tuple[Item, Result | Failed]]:
     """One process for all, and a new one after each slide that ends it."""
     pool = _new_pool(1)
     try:
@@ -89,9 +106,7 @@ def _one_by_one(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _caught(
-    function: Callable[[Item], Result], item: Item, expected: tuple[type[Exception], ...]
-) -> Result | Failed[Item]:
+def _caught(function: Callable[[Item], Result], item: Item, expected: tuple[type[Exception], ...]) -> Result | Failed:
     try:
         return function(item)
     except expected as error:
