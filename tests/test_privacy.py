@@ -329,3 +329,14 @@ def test_problems_of_a_manifest_are_told_without_names(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text(f"slide,mpp\n{ACCESSION}.svs,{ACCESSION}\n")
     (source,) = list_sources([str(tmp_path / "list.csv")], secret=b"0123456789abcdef")
     assert source.problem is not None and not traces(source.problem.encode())
+
+
+def test_values_of_properties_that_are_not_listed_are_not_even_fetched() -> None:
+    class Damaged(dict[str, str]):
+        def __getitem__(self, name: str) -> str:
+            if name == "tiff.ImageDescription":
+                raise KeyError(name)
+            return super().__getitem__(name)
+
+    properties = Damaged({"openslide.vendor": "aperio", "tiff.ImageDescription": everything()})
+    assert allowed_properties(properties) == {"openslide.vendor": "aperio"}

@@ -58,7 +58,9 @@ _MIN_SECRET_BYTES = 16
 
 def allowed_properties(properties: Mapping[str, str]) -> dict[str, str]:
     """Of OpenSlide's properties those in `ALLOWED_PROPERTIES`, where they are what they should be."""
-    kept = {name: value for name, value in properties.items() if _LEVEL.sub("[N]", name) in ALLOWED_PROPERTIES}
+    # By name, so that the others' values are not even fetched: one that is damaged raises.
+    names = [name for name in properties if _LEVEL.sub("[N]", name) in ALLOWED_PROPERTIES]
+    kept = {name: value for name in names if (value := properties.get(name)) is not None}
     return {
         name: value
         for name, value in kept.items()
