@@ -251,7 +251,7 @@ def through_ray(num_fields: int) -> dict[str, Any]:
     with ray_session(object_store_bytes=256 << 20):
         import ray.data
 
-        quieten(ray.data.DataContext.get_current())
+        quieten()
         one_by_one: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
         seconds = 0.0
         for counted in (False, True):  # the first pass starts Ray's own actors

@@ -6,6 +6,7 @@ store, and memory depends on the field's size and the number of workers, never o
 """
 
 import logging
+import warnings
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -117,7 +118,7 @@ class _RayEngine:
         import ray.data
         from ray.exceptions import RayError
 
-        quieten(ray.data.DataContext.get_current())
+        quieten()
         sizes, context = self._sizes, self._context
         num_strips = strips_per_slide(num_slides=len(sources), num_workers=sizes.num_segmenters)
         plan: Any = _plan_slides  # Ray's type of functions that stream is narrower than what it takes
@@ -174,8 +175,14 @@ def _booking(cpus: float, at_most: float) -> float:
     return float(int(cpus)) if cpus >= 1 else max(0.0001, int(cpus * 10_000) / 10_000)
 
 
-def quieten(data_context: Any) -> None:
+def quieten() -> None:
     """Our own progress is shown, not Ray Data's; and a block is one message."""
+    import ray.data
+
+    with warnings.catch_warnings():
+        # Making its context, Ray Data warns of a default that it sets itself.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        data_context = ray.data.DataContext.get_current()
     data_context.enable_progress_bars = False
     data_context.print_on_execution_start = False
     data_context.target_max_block_size = 1

@@ -143,7 +143,7 @@ class _Cluster:
         """Pass one row through a dataset as the run does: Ray Data's helper processes are a part of its start."""
         import ray.data
 
-        quieten(ray.data.DataContext.get_current())
+        quieten()
         strategy = ray.data.ActorPoolStrategy(size=1)
         dataset = ray.data.range(1).map_batches(_Nothing, num_cpus=0.1, compute=strategy)
         dataset.materialize()

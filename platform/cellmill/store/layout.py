@@ -6,6 +6,7 @@ from cellmill.store.errors import UnsafeNameError
 
 __all__ = [
     "CELLSET_KEY",
+    "RESCORED_TABLE_KEY",
     "SLIDES_TABLE_KEY",
     "STATUS_FOLDER",
     "WORK_FOLDER",
@@ -26,6 +27,7 @@ __all__ = [
 
 CELLSET_KEY = "cellset.json"
 SLIDES_TABLE_KEY = "slides.parquet"
+RESCORED_TABLE_KEY = "rescored.parquet"
 STATUS_FOLDER = "slides"
 WORK_FOLDER = "_work"
 

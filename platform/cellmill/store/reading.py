@@ -6,13 +6,14 @@ In: the URL of a cell set. Out: cells of the slides whose status says `done`, an
 import io
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import polars as pl
 
 from cellmill.store.identity import read_identity
-from cellmill.store.layout import cells_key
+from cellmill.store.layout import cells_key, rescored_key
 from cellmill.store.objects import ObjectStore
+from cellmill.store.rescored import read_scored_by
 from cellmill.store.selecting import CellRegion, of_types, within_region
 from cellmill.store.statuses import read_status, read_statuses, statuses_table
 from cellmill_schemas.cells import cell_schema
@@ -21,7 +22,10 @@ from cellmill_schemas.slides import SlideStatus
 if TYPE_CHECKING:
     import geopandas as gpd
 
-__all__ = ["open_cells", "read_cells_geodataframe"]
+__all__ = ["Scores", "open_cells", "read_cells_geodataframe"]
+
+Scores = Literal["student", "teacher", "best"]
+"""Whose types cells have: those of the run, those of a second opinion, or the second where there is one."""
 
 SLIDE_COLUMNS = ("mpp_x", "mpp_y", "target_mpp", "slide_mm2", "analysed_mm2", "outcome")
 """Slide columns every cell is given."""
@@ -36,6 +40,7 @@ def open_cells(
     cell_types: Iterable[str] | None = None,
     min_confidence: float | None = None,
     region: CellRegion | None = None,
+    scores: Scores = "student",
 ) -> pl.LazyFrame:
     """All cells of a cell set, with the columns `SLIDE_COLUMNS` of their slides.
 
@@ -53,6 +58,10 @@ def open_cells(
         region: only cells centred in it, in level-0 px: a box (x0, y0, x1, y1), a shapely polygon or multipolygon, or a
             GeoJSON file as QuPath exports them. Of a slide only the row groups that meet the region's box are read;
             without `slide_ids` the same place is taken of every slide.
+        scores: whose types. `student`: those of the cell table. `teacher`: only cells that `rescore_cohort` scored,
+            with the heavy model's type, probabilities and confidence. `best`: all cells, the heavy model's where there
+            are any. With the last two, `scored_by` says whose, and `agrees` whether both models give one type. Types
+            and confidence are filtered after that.
 
     Raises:
         FileNotFoundError: when there is no cell set, or when a slide asked for is not done.
@@ -74,6 +83,8 @@ def open_cells(
         cells = _scan(store, [cells_key(status.slide_id) for status in done])
     else:
         cells = pl.DataFrame(cell_schema(identity.ontology).empty_table()).lazy()
+    if scores != "student":
+        cells = _with_scores(cells, store, done, only_scored=scores == "teacher")
     for condition in kept:
         cells = cells.filter(condition)
     # Expressions rather than a join: slide columns that a query does not use cost it nothing.
@@ -82,6 +93,38 @@ def open_cells(
         pl.col("slide_id").replace_strict(slide_ids, slides[name], return_dtype=slides.schema[name]).alias(name)
         for name in SLIDE_COLUMNS
     )
+
+
+def _with_scores(
+    cells: pl.LazyFrame, store: ObjectStore, done: Iterable[SlideStatus], *, only_scored: bool
+) -> pl.LazyFrame:
+    """Cells with the heavy model's scores in place of the student's, where it has looked at this very table."""
+    frames: list[pl.LazyFrame] = []
+    for status in done:
+        scored_by = read_scored_by(store, status.slide_id)
+        if scored_by is not None and scored_by.cells_sha256 == status.cells_sha256:
+            slide_id = pl.lit(status.slide_id, dtype=pl.Categorical).alias("slide_id")
+            frames.append(_scan(store, [rescored_key(status.slide_id)]).with_columns(slide_id))
+    nothing = pl.lit(None, dtype=pl.Boolean).alias("agrees")
+    if not frames:
+        unscored = cells.with_columns(pl.lit("student").alias("scored_by"), nothing)
+        return unscored.filter(pl.lit(False)) if only_scored else unscored
+    how = "inner" if only_scored else "left"
+    joined = cells.join(pl.concat(frames), on=["slide_id", "cell_id"], how=how, maintain_order="left")
+    is_scored = pl.col("teacher_confidence").is_not_null()
+    replaced = {
+        "cell_type": "teacher_type",
+        "type_prob": "teacher_prob",
+        "confidence": "teacher_confidence",
+        "detection_prob": "teacher_detection_prob",
+    }
+    return joined.with_columns(
+        *(
+            pl.when(is_scored).then(pl.col(theirs)).otherwise(pl.col(ours)).alias(ours)
+            for ours, theirs in replaced.items()
+        ),
+        pl.when(is_scored).then(pl.lit("teacher")).otherwise(pl.lit("student")).alias("scored_by"),
+    ).drop(*replaced.values(), "reason")
 
 
 def read_cells_geodataframe(url: str | Path, slide_id: str) -> "gpd.GeoDataFrame":

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from cellmill.store.errors import UnsafeNameError
 from cellmill.store.identity import CellSetIdentity, read_identity
-from cellmill.store.layout import CELLSET_KEY, SLIDES_TABLE_KEY, STATUS_FOLDER, check_slide_id
+from cellmill.store.layout import CELLSET_KEY, RESCORED_TABLE_KEY, SLIDES_TABLE_KEY, STATUS_FOLDER, check_slide_id
 from cellmill.store.objects import ObjectStore
 from cellmill.store.seal import is_sealed
 from cellmill.store.statuses import statuses_table
@@ -97,7 +97,7 @@ def _identity(store: ObjectStore, findings: Findings, *, is_there: bool) -> Cell
 def _slides(store: ObjectStore, findings: Findings, top: list[str]) -> list[SlideObjects]:
     """Every slide that any object tells of; what tells of none is a stray."""
     for name in top:
-        if name not in (CELLSET_KEY, SLIDES_TABLE_KEY) and name not in _FOLDERS:
+        if name not in (CELLSET_KEY, SLIDES_TABLE_KEY, RESCORED_TABLE_KEY, *_FOLDERS):
             findings.add("stray", name, "a cell set has nothing of that name")
     with_suffix = {
         suffix: _ids_in(store, folder, suffix, findings)
