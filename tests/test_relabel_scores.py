@@ -50,6 +50,7 @@ def test_cells_of_one_group_widen_the_interval_by_group_only() -> None:
     found = accuracies(true, predicted, groups, class_names=("a", "b")).natural
     assert found.value == pytest.approx(0.8)
     assert found.by_cell == pytest.approx((0.8 - 0.0248, 0.8 + 0.0248), abs=0.004)  # 1.96 sqrt(0.8 x 0.2 / 1000)
+    assert found.by_group is not None
     assert found.by_group[0] <= 0.6 and found.by_group[1] >= 0.99
 
 
@@ -58,6 +59,7 @@ def test_balanced_confusion_has_rows_of_sum_one() -> None:
     found = accuracies(true, predicted, np.array(["g"] * 10), class_names=("a", "b"))
     assert found.balanced_confusion.tolist() == [[0.75, 0.25], [0.5, 0.5]]
     assert (found.natural.value, found.balanced.value) == (0.7, 0.625)
+    assert found.natural.by_group is None  # one group says nothing about others
 
 
 def test_a_class_without_test_cells_is_named() -> None:

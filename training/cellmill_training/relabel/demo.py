@@ -137,12 +137,9 @@ def _plain(one: Recovery) -> dict[str, object]:
 
 def _line(title: str, found: Accuracies) -> str:
     shares = ", ".join(f"{n} {e.value:.3f}" for n, e in zip(found.class_names, found.by_class, strict=True))
-    natural, balanced = found.natural, found.balanced
-    return (
-        f"{title}: natural {natural.value:.3f} ({natural.by_group[0]:.3f}-{natural.by_group[1]:.3f}), balanced "
-        f"{balanced.value:.3f} ({balanced.by_group[0]:.3f}-{balanced.by_group[1]:.3f}); {shares}; "
-        f"{found.confusion.sum()} cells of {found.num_groups} images\n"
-    )
+    natural, balanced = found.natural.value, found.balanced.value
+    size = f"{found.confusion.sum()} cells of {found.num_groups} images"
+    return f"{title}: natural {natural:.3f}, balanced {balanced:.3f}; {shares}; {size}\n"
 
 
 if __name__ == "__main__":

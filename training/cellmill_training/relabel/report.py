@@ -76,7 +76,8 @@ def _learned_figures(one: Learned) -> dict[str, Any]:
 
 def _accuracy_figures(found: Accuracies) -> dict[str, Any]:
     def plain(estimate: Estimate) -> dict[str, Any]:
-        return {"value": estimate.value, "by_cell": list(estimate.by_cell), "by_group": list(estimate.by_group)}
+        by_group = list(estimate.by_group) if estimate.by_group else None
+        return {"value": estimate.value, "by_cell": list(estimate.by_cell), "by_group": by_group}
 
     return {
         "natural": plain(found.natural),
@@ -145,8 +146,9 @@ def _accuracy_table(learned: Sequence[Learned]) -> str:
 
 
 def _estimate(found: Estimate) -> str:
-    (low, high), (lowest, highest) = found.by_cell, found.by_group
-    return f"{found.value:.3f} ({low:.3f}-{high:.3f}; {lowest:.3f}-{highest:.3f})"
+    low, high = found.by_cell
+    by_group = f"{found.by_group[0]:.3f}-{found.by_group[1]:.3f}" if found.by_group else "one group only"
+    return f"{found.value:.3f} ({low:.3f}-{high:.3f}; {by_group})"
 
 
 def _classifier_section(one: Learned) -> str:

@@ -32,8 +32,8 @@ class Estimate:
     value: float
     by_cell: tuple[float, float]
     """Cells drawn with replacement."""
-    by_group: tuple[float, float]
-    """Groups drawn with replacement."""
+    by_group: tuple[float, float] | None
+    """Groups drawn with replacement; None where there is only one, which says nothing about others."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def accuracies(
     weights = rng.multinomial(len(names), np.full(len(names), 1.0 / len(names)), _NUM_REPLICATES)
     regrouped = np.tensordot(weights.astype(np.float64), tables, axes=1)  # (replicates, C, C)
     estimates = [
-        Estimate(value, _interval(by_cell), _interval(by_group))
+        Estimate(float(value), _interval(by_cell), _interval(by_group) if len(names) > 1 else None)
         for value, by_cell, by_group in zip(
             _figures(confusion[None].astype(np.float64))[0],
             _figures(drawn.astype(np.float64)).T,
