@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import oracle
 import pyarrow.parquet as pq
 import pytest
 import tifffile
@@ -184,8 +185,14 @@ def test_no_identifier_of_a_header_comes_out_of_a_run_on_ray(
     caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     del ray_session
-    with rays_own_logs() as logged:
-        run_and_search(planted, tmp_path / "out", ray_engine, caplog, capfd)
+    import ray.cloudpickle
+
+    ray.cloudpickle.register_pickle_by_value(oracle)  # workers do not import the tests' modules
+    try:
+        with rays_own_logs() as logged:
+            run_and_search(planted, tmp_path / "out", ray_engine, caplog, capfd)
+    finally:
+        ray.cloudpickle.unregister_pickle_by_value(oracle)
     assert not traces("\n".join(logged).encode())
 
 
