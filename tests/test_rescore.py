@@ -213,9 +213,18 @@ def test_a_slide_whose_file_is_gone_stops_no_other(made: tuple[Path, Path]) -> N
 
 
 def test_workers_of_ray_give_the_same_scores(made: tuple[Path, Path], ray_session: None) -> None:
+    import oracle
+    import ray
+
     config = config_of(made, num_workers=1)
     rescore_cohort(config, OracleModel(made[0]), engine=serial_slides)
     serial = (made[1] / "rescored" / "s1.parquet").read_bytes()
     (made[1] / "rescored" / "s1.parquet").unlink()
-    assert not any(slide.problem for slide in rescore_cohort(config, OracleModel(made[0])))
+    # Workers do not see this folder; what lives here travels to them whole.
+    ray.cloudpickle.register_pickle_by_value(oracle)
+    try:
+        found = rescore_cohort(config, OracleModel(made[0]))
+    finally:
+        ray.cloudpickle.unregister_pickle_by_value(oracle)
+    assert not any(slide.problem for slide in found)
     assert (made[1] / "rescored" / "s1.parquet").read_bytes() == serial

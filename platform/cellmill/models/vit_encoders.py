@@ -174,7 +174,7 @@ def _check_options(options: Mapping[str, object]) -> None:
     unknown = sorted(options.keys() - _OPTIONS)
     if unknown:
         raise ValueError(f"Encoder options must be of {', '.join(sorted(_OPTIONS))}; got {', '.join(unknown)}.")
-    compound = sorted(name for name, value in options.items() if not isinstance(value, _Scalar))
+    compound = sorted(name for name, value in options.items() if not isinstance(value, int | float | bool | str))
     if compound:
         raise ValueError(f"Encoder options are numbers, flags and names, got others for {', '.join(compound)}.")
     layer = options.get("mlp_layer", "Mlp")
