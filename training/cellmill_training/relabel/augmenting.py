@@ -3,7 +3,8 @@
 In: uint8 (B, S, S, 3) and a torch generator. Out: float32 (B, 3, S, S), 0..255. Shvetsov et al. 2025, section 2, names
 "randomized color perturbations, rotation, and horizontal and vertical flipping" and no strengths; those below are
 ours. Colour is varied in optical density, where a change of stain vectors and of stain amounts is one 3 x 3 matrix.
-Everything is a few tensor operations a batch: on one CPU core a crop takes about a tenth of what a small encoder does.
+Everything is a few tensor operations a batch: 21 ms for 32 crops on a busy CPU core, where timm's smallest ResNet took
+100 ms forward and backward.
 """
 
 import math

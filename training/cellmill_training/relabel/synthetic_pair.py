@@ -2,9 +2,8 @@
 
 `like_pannuke` merges lymphocyte, macrophage and neutrophil and tells neoplastic from epithelial; `like_monusac` merges
 neoplastic and epithelial, tells the inflammatory cells apart, and leaves connective and dead cells unlabelled (unknown
-pixels), as the real ones do. Every image is of a slide of its own, at 0.25 um/px like the real ones, where the
-slide shows the rarer types. Here, unlike on
-real data, it can be measured whether cross-relabelling finds what was merged.
+pixels), as the real ones do. Every image is of a slide of its own, at 0.25 um/px like the real ones, where the slide
+shows the rarer types. Here, unlike on real data, it can be measured whether cross-relabelling finds what was merged.
 """
 
 import json
