@@ -45,6 +45,21 @@ def write_spatial_data(
     areas: Sequence[SlideArea],
 ) -> int:
     """Write one slide's store; returns the number of cells."""
+    import pandas as pd
+
+    # anndata 0.12 cannot write the strings of pandas 3, which infers them wherever it sees text.
+    with pd.option_context("future.infer_string", False):
+        return _write(path, batches, status=status, ontology=ontology, areas=areas)
+
+
+def _write(
+    path: Path,
+    batches: Iterable[pa.RecordBatch],
+    *,
+    status: SlideStatus,
+    ontology: Ontology,
+    areas: Sequence[SlideArea],
+) -> int:
     import anndata  # type: ignore[import-not-found]
     import geopandas as gpd
     import pandas as pd
