@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,25 +23,32 @@ from cellmill_training.teacher.recipe import network_config
 NUM_STEPS, DIES_AFTER, CHECKPOINT_EVERY = 8, 5, 2
 
 
-def _dying_worker(config: dict[str, Any]) -> None:
-    """The job's own worker; the second is killed once, after a step, and the first notes the steps it takes."""
-    from cellmill_training import loop
-    from cellmill_training.teacher import job
+def _dying_worker() -> Callable[[dict[str, Any]], None]:
+    """The job's own worker; the second is killed once, after a step, and the first notes the steps it takes.
 
-    folder, (rank, _) = Path(config["out"]).parent, rank_and_world()
-    average = loop._average  # pyright: ignore[reportPrivateUsage]
+    A closure: it travels by value, because workers of the session do not find this module.
+    """
 
-    def watched(state: Any, settings: Any) -> None:
-        average(state, settings)
-        if rank == 0:
-            with (folder / "steps.txt").open("a") as file:
-                file.write(f"{state.step}\n")
-        elif state.step == DIES_AFTER and not (folder / "died").exists():
-            (folder / "died").touch()
-            os.kill(os.getpid(), signal.SIGKILL)
+    def train(config: dict[str, Any]) -> None:
+        from cellmill_training import loop
+        from cellmill_training.teacher import job
 
-    loop._average = watched  # pyright: ignore[reportPrivateUsage]
-    job._worker(config)  # pyright: ignore[reportPrivateUsage]
+        folder, (rank, _) = Path(config["out"]).parent, rank_and_world()
+        average = loop._average  # pyright: ignore[reportPrivateUsage]
+
+        def watched(state: Any, settings: Any) -> None:
+            average(state, settings)
+            if rank == 0:
+                with (folder / "steps.txt").open("a") as file:
+                    file.write(f"{state.step}\n")
+            elif state.step == DIES_AFTER and not (folder / "died").exists():
+                (folder / "died").touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        loop._average = watched  # pyright: ignore[reportPrivateUsage]
+        job._worker(config)  # pyright: ignore[reportPrivateUsage]
+
+    return train
 
 
 @pytest.mark.slow
@@ -67,7 +75,7 @@ def test_a_killed_worker_costs_the_steps_since_its_last_checkpoint(tmp_path: Pat
         device="cpu",
         max_failures=1,
     )
-    fit(_dying_worker, asdict(settings), out=out, plan=settings.plan)
+    fit(_dying_worker(), asdict(settings), out=out, plan=settings.plan)
 
     assert (tmp_path / "died").exists()
     last_checkpoint = DIES_AFTER // CHECKPOINT_EVERY * CHECKPOINT_EVERY
