@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -43,6 +44,7 @@ def _dying_worker() -> Callable[[dict[str, Any]], None]:
                     file.write(f"{state.step}\n")
             elif state.step == DIES_AFTER and not (folder / "died").exists():
                 (folder / "died").touch()
+                time.sleep(15)  # Ray takes in the checkpoint of a moment ago; one still on its way would not count
                 os.kill(os.getpid(), signal.SIGKILL)
 
         loop._average = watched  # pyright: ignore[reportPrivateUsage]
