@@ -53,7 +53,7 @@ def test_it_agrees_with_torch(tile_px: int, margin_px: int, changes: dict[str, o
     ours = CompiledLiteBackend(model, num_threads=1).run(tiles)
     theirs = ReferenceBackend(model, num_threads=1).run(tiles)
     assert np.ptp(theirs.prob) > 20  # there is something to agree on
-    assert np.abs(ours.flow.astype(int) - theirs.flow).max() <= 4
+    assert np.abs(ours.vectors.astype(int) - theirs.vectors).max() <= 4
     assert np.abs(ours.prob.astype(int) - theirs.prob).max() <= 1
 
 
@@ -61,7 +61,7 @@ def test_it_agrees_with_torch(tile_px: int, margin_px: int, changes: dict[str, o
 def test_bytes_do_not_depend_on_threads(num_threads: int) -> None:
     model, tiles = _model(tile_px=96, margin_px=16), _pixels(96)
     one, more = (CompiledLiteBackend(model, num_threads=count).run(tiles) for count in (1, num_threads))
-    assert np.array_equal(one.flow, more.flow)
+    assert np.array_equal(one.vectors, more.vectors)
     assert np.array_equal(one.prob, more.prob)
 
 
@@ -70,7 +70,7 @@ def test_nothing_is_left_of_the_tile_before() -> None:
     used = CompiledLiteBackend(model, num_threads=1)
     used.run(np.full_like(tiles[:1], 255))
     again, fresh = used.run(tiles[:1]), CompiledLiteBackend(model, num_threads=1).run(tiles[:1])
-    assert np.array_equal(again.flow, fresh.flow)
+    assert np.array_equal(again.vectors, fresh.vectors)
     assert np.array_equal(again.prob, fresh.prob)
 
 
@@ -79,7 +79,7 @@ def test_the_margin_left_out_is_not_needed() -> None:
     tiles = _pixels(96)
     wide = CompiledLiteBackend(_model(tile_px=96, margin_px=0), num_threads=1).run(tiles)
     core = CompiledLiteBackend(_model(tile_px=96, margin_px=24), num_threads=1).run(tiles)
-    assert np.array_equal(core.flow, wide.flow[:, :, 24:-24, 24:-24])
+    assert np.array_equal(core.vectors, wide.vectors[:, :, 24:-24, 24:-24])
     assert np.array_equal(core.prob, wide.prob[:, :, 24:-24, 24:-24])
 
 
@@ -88,8 +88,8 @@ def test_flows_beyond_the_scale_stop_at_its_end() -> None:
     state = dict(model.weights)
     state["head.weight"] = state["head.weight"] * 1e4
     maps = CompiledLiteBackend(replace(model, weights=state), num_threads=1).run(_pixels(64))
-    assert maps.flow.min() == -32767
-    assert maps.flow.max() == 32767
+    assert maps.vectors.min() == -32767
+    assert maps.vectors.max() == 32767
     assert np.isin(maps.prob, (0, 255)).mean() > 0.9
 
 
@@ -156,5 +156,5 @@ def test_the_packaged_weights_agree_on_a_whole_tile() -> None:
     ours = CompiledLiteBackend(model, num_threads=1).run(tile)
     theirs = ReferenceBackend(model, num_threads=1).run(tile)
     assert (theirs.prob[0, 0] < 128).mean() > 0.05
-    assert np.abs(ours.flow.astype(int) - theirs.flow).max() <= 2
+    assert np.abs(ours.vectors.astype(int) - theirs.vectors).max() <= 2
     assert np.abs(ours.prob.astype(int) - theirs.prob).max() <= 1
