@@ -251,4 +251,4 @@ def assert_nothing_private(out: Path) -> None:
             content = path.read_bytes()
             assert not [field for field in header if field in content], path
             assert not content.startswith((b"\xff\xd8", b"\x89PNG", b"II*\0")), path
-            assert path.suffix in ("", ".json", ".parquet"), path
+            assert path.suffix in ("", ".json", ".parquet", ".sha256"), path
