@@ -65,7 +65,8 @@ class TrainDemoSettings:
 
     Args:
         out: folder for everything; a demo that was cut off goes on from here.
-        size: demo is about 20 minutes on two CPU cores; small goes through every step in a few and shows nothing.
+        size: demo trains for long enough to compare (over 40 minutes on one busy core); small goes through every step in
+            a few minutes and shows nothing.
         data: folder with local sets of real tissue (docs/models/training.md), whose pixels the encoder learns from too.
             Default: synthetic tissue alone.
         num_workers: Ray Train workers of every stage; 0 trains in this process.
