@@ -15,6 +15,7 @@ from cellmill.cohort.strips import cut_into_strips
 from cellmill.cohort.tiles import TileGrid, Verdict
 from cellmill.slides.errors import SlideNotFoundError
 from cellmill.slides.fingerprint import slide_fingerprint
+from cellmill.slides.isolated_slide import IsolatedSlide
 from cellmill.store.cellset import CellSet
 from cellmill.store.commit import finished_fields
 from cellmill.store.discard import discard_other_work
@@ -22,7 +23,7 @@ from cellmill.store.errors import SlideChangedError
 from cellmill.store.work import SlideFacts
 from cellmill_schemas.slides import SlideStatus
 
-__all__ = ["PlanSlide", "plan_slide", "refuse_other_scale"]
+__all__ = ["PlanSlide", "facts_of", "plan_slide", "refuse_other_scale"]
 
 
 class PlanSlide(Stage):
@@ -99,18 +100,23 @@ def refuse_other_scale(status: SlideStatus, mpp: float | None) -> None:
         )
 
 
+def facts_of(slide: IsolatedSlide, slide_id: str) -> SlideFacts:
+    """What is known of an open slide before its pixels are looked at."""
+    return SlideFacts(
+        slide_id=slide_id,
+        grid=slide.grid,
+        mpp_x=slide.mpp[0],
+        mpp_y=slide.mpp[1],
+        width_level0_px=slide.info.width_level0_px,
+        height_level0_px=slide.info.height_level0_px,
+        slide_fingerprint=slide.info.fingerprint,
+    )
+
+
 def plan_slide(source: SlideSource, path: str, context: RunContext) -> SlidePlan:
     """Open a slide and decide what there is to do; pixels are read at low resolution only."""
     with open_source(source, path, context) as slide:
-        facts = SlideFacts(
-            slide_id=source.slide_id,
-            grid=slide.grid,
-            mpp_x=slide.mpp[0],
-            mpp_y=slide.mpp[1],
-            width_level0_px=slide.info.width_level0_px,
-            height_level0_px=slide.info.height_level0_px,
-            slide_fingerprint=slide.info.fingerprint,
-        )
+        facts = facts_of(slide, source.slide_id)
         tissue = slide.find_tissue(context.geometry, mode=context.tissue)
     tiles = TileGrid.of_slide(facts.grid, context.geometry)
     excluded = Verdict.OUTSIDE_REGION if tissue.mode == "region" else Verdict.BACKGROUND

@@ -22,12 +22,12 @@ from shapely.geometry import MultiPolygon, Polygon
 
 from cellmill.cohort.field import read_field
 from cellmill.cohort.plan import plan_fields
+from cellmill.cohort.planning import facts_of
 from cellmill.cohort.tiles import TileGrid, Verdict, count_tiles
 from cellmill.grid import SlideGrid, TileGeometry
 from cellmill.slides.isolated_slide import IsolatedSlide
 from cellmill.store.layout import cells_key
 from cellmill.store.objects import ObjectStore
-from cellmill.store.work import SlideFacts
 from cellmill_schemas.slides import SlideStatus
 
 __all__ = ["AreaReason", "SlideArea", "find_areas"]
@@ -119,15 +119,7 @@ def _judged(
     settled: NDArray[np.bool_],
 ) -> TileGrid:
     """The verdicts after a look at the pixels of each tile that is not settled, as the run's fields took."""
-    facts = SlideFacts(
-        slide_id=status.slide_id,
-        grid=slide.grid,
-        mpp_x=slide.mpp[0],
-        mpp_y=slide.mpp[1],
-        width_level0_px=slide.info.width_level0_px,
-        height_level0_px=slide.info.height_level0_px,
-        slide_fingerprint=slide.info.fingerprint,
-    )
+    facts = facts_of(slide, status.slide_id)
     plan = plan_fields(facts, tiles, geometry=geometry, field_px=_READ_PX, halo_px=0)
     verdicts = tiles.verdicts.copy()
     for field in plan.fields:

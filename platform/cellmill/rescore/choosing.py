@@ -15,6 +15,7 @@ import shapely
 from shapely.geometry import Polygon
 
 from cellmill.grid import SlideGrid, TileGeometry
+from cellmill.store.outlines import polygons_of
 
 __all__ = ["ChosenCells", "TileIndex", "chosen_cells", "tiles_of_cells", "within_budget"]
 
@@ -52,16 +53,8 @@ def chosen_cells(batches: Iterable[pa.RecordBatch], grid: SlideGrid) -> ChosenCe
     for batch in batches:
         ids.append(batch.column("cell_id").to_numpy())
         types += [str(name) for name in batch.column("cell_type").to_pylist()]
-        polygons = batch.column("geometry")
-        rings = polygons.flatten()
-        vertices = rings.flatten()
-        xy = np.stack([vertices.field("x").to_numpy(), vertices.field("y").to_numpy()], axis=1) * scale
-        starts = rings.offsets.to_numpy()
-        ring_starts = starts - starts[0]
-        whole = shapely.from_ragged_array(
-            shapely.GeometryType.POLYGON, xy[: ring_starts[-1]], (ring_starts, np.arange(len(ring_starts)))
-        )
-        outlines += list(whole)
+        level0_px = np.array(polygons_of(batch.column("geometry")), np.object_)
+        outlines += shapely.transform(level0_px, lambda xy: xy * scale).tolist()
     return ChosenCells(np.concatenate(ids), tuple(types), tuple(outlines))
 
 

@@ -7,14 +7,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import shapely
-from shapely.geometry import Polygon
 
 from cellmill.cohort.manifest import list_sources
 from cellmill.privacy import read_secret
 from cellmill.staging.cache import SlideCache, StagedSlide, default_cache_folder
 from cellmill.store.layout import cells_key
 from cellmill.store.objects import ObjectStore
+from cellmill.store.outlines import polygons_of
 from cellmill.store.statuses import read_statuses
 from cellmill_training.corrections.comparing import ExportedCells
 
@@ -82,14 +81,5 @@ def exported_cells(cells: str, slide_id: str) -> ExportedCells:
         cell_ids=table.column("cell_id").to_numpy(),
         cell_types=tuple(str(name) for name in table.column("cell_type").to_pylist()),
         confidence=table.column("confidence").to_numpy().astype(np.float64),
-        outlines_level0_px=_outlines(table.column("geometry").chunk(0)),
+        outlines_level0_px=polygons_of(table.column("geometry").chunk(0)),
     )
-
-
-def _outlines(geometry: pa.ListArray) -> tuple[Polygon, ...]:
-    """Shapely polygons of a geometry column, whose rings lie one after another."""
-    rings = geometry.values
-    vertices = rings.values
-    xy = np.stack([vertices.field("x").to_numpy(), vertices.field("y").to_numpy()], axis=1)
-    offsets = (rings.offsets.to_numpy(), geometry.offsets.to_numpy())
-    return tuple(shapely.from_ragged_array(shapely.GeometryType.POLYGON, xy, offsets))
