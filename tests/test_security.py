@@ -1,9 +1,11 @@
 """Nothing that comes from outside runs code, leaves the output's root, or takes more than its share."""
 
 import ast
+import json
 import os
 import re
 import struct
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -421,19 +423,26 @@ def test_a_real_pyramid_of_blank_glass_is_not_too_large_for_its_bytes(tmp_path: 
 # ------------------------------------------------------------------------------------------------- services and infra
 
 
-def test_a_local_ray_listens_on_loopback_only(ray_session: None) -> None:
-    import psutil
-    import ray
-
-    del ray_session
-    assert ray.is_initialized()
+LISTENING = """
+import json
+import psutil
+from cellmill.cohort.session import ray_session
+with ray_session(object_store_bytes=1 << 28):
     family = [psutil.Process(), *psutil.Process().children(recursive=True)]
-    listening = [
+    print(json.dumps([
         (process.name(), connection.laddr.ip)
         for process in family
         for connection in process.net_connections(kind="inet")
         if connection.status == psutil.CONN_LISTEN
-    ]
+    ]))
+"""
+
+
+@pytest.mark.parametrize("first", ["import ray", ""], ids=["ray imported before", "ray imported by the session"])
+def test_a_local_ray_listens_on_loopback_only(first: str) -> None:
+    program = f"{first}\n{LISTENING}"
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    listening = json.loads(done.stdout.splitlines()[-1])
     assert listening
     loopback = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}  # the last is the first, as a socket for both families tells it
     assert {address for _, address in listening} <= loopback, listening

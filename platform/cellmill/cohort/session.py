@@ -43,15 +43,14 @@ def ray_session(*, object_store_bytes: int, show_workers: bool = False) -> Gener
     """
     joins = joins_cluster()
     if not joins:
-        # Read when Ray is imported: keep to loopback (no firewall question, nothing to reach from outside), say
-        # nothing to outside servers, and leave C++ messages in Ray's log files.
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        # Read when Ray is imported: say nothing to outside servers, and leave C++ messages in Ray's log files.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         # The process that planned commits later: Ray would end it after a second and start another, for seconds.
         os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
         # A busy laptop takes more than Ray's 60 s to start a worker, and Ray would start another and another.
         os.environ.setdefault("RAY_worker_register_timeout_seconds", "300")
+        _keep_to_loopback()
     import ray
 
     if ray.is_initialized():
@@ -67,6 +66,19 @@ def ray_session(*, object_store_bytes: int, show_workers: bool = False) -> Gener
         yield
     finally:
         ray.shutdown()
+
+
+def _keep_to_loopback() -> None:
+    """Ray started from here listens on loopback alone: no firewall question, nothing to reach from outside.
+
+    Ray has one switch for that, a variable it reads when it is imported; `ray.init(_node_ip_address=...)` binds to
+    every interface all the same (Ray 2.60). A notebook may have imported Ray before: then its copy is set as well.
+    """
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    if "ray" in sys.modules and os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == "0":
+        from ray._private import ray_constants
+
+        ray_constants.ENABLE_RAY_CLUSTER = False
 
 
 def _start(**settings: Any) -> None:
