@@ -47,6 +47,8 @@ class TrainOutlinerSettings:
         jitter_um: standard deviation of the noise on points, as an annotator's hand is off the centre.
         most_nuclei: nuclei to train on at the most.
         mpp: scale of the patches, um/px.
+        patch_px: side of a patch, a multiple of 8; at 0.5 um/px 64 px show what 128 px show at 0.25, at a quarter of
+            the cost.
         seed: of weights, points and order.
     """
 
@@ -58,6 +60,7 @@ class TrainOutlinerSettings:
     jitter_um: float = 0.75
     most_nuclei: int = 50_000
     mpp: float = 0.25
+    patch_px: int = 128
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -68,6 +71,8 @@ class TrainOutlinerSettings:
                 "--epochs, --batch-size and --most-nuclei must be positive and --mpp 0.05 to 5 um/px, got "
                 f"{self.epochs}, {self.batch_size}, {self.most_nuclei} and {self.mpp}."
             )
+        if self.patch_px < 8 or self.patch_px % 8:
+            raise ValueError(f"--patch-px must be a positive multiple of 8, got {self.patch_px}.")
 
 
 @dataclass(frozen=True)
@@ -148,7 +153,7 @@ def _train(settings: TrainOutlinerSettings) -> None:
     state = train_outliner(
         open_dataset(settings.data),
         Path(settings.out),
-        config=OutlineConfig(mpp=settings.mpp),
+        config=OutlineConfig(mpp=settings.mpp, patch_px=settings.patch_px),
         fit=OutlineFit(settings.epochs, settings.batch_size, settings.learning_rate, settings.seed),
         jitter_um=settings.jitter_um,
         most_nuclei=settings.most_nuclei,
