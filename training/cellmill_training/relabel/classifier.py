@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from cellmill_training.relabel.crops import CropConfig
+from cellmill_training.relabel.small_encoders import SMALL_ENCODERS
 
 __all__ = [
     "IMAGENET",
@@ -47,7 +48,7 @@ class ClassifierConfig:
     class_names: tuple[str, ...]
     """In the order of its outputs."""
     encoder: str = "resnet50"
-    """Name of a timm model."""
+    """Name of a timm model, or of one of `SMALL_ENCODERS`."""
     dropout: float = 0.5
     """Before the last layer."""
     crop: CropConfig = field(default_factory=CropConfig)
@@ -94,7 +95,7 @@ class CellClassifier(nn.Module):
 def _require_known(name: str) -> None:
     import timm
 
-    if not timm.is_model(name):
+    if name not in SMALL_ENCODERS and not timm.is_model(name):
         near = ", ".join(timm.list_models(f"{name[:6]}*")[:5]) or "see timm.list_models()"
         raise ValueError(f"timm has no model called {name!r}; near it are: {near}.")
 
@@ -103,6 +104,8 @@ def _encoder(name: str, *, num_classes: int, dropout: float, pretrained: bool = 
     import timm
 
     _require_known(name)
+    if name in SMALL_ENCODERS:
+        return SMALL_ENCODERS[name](num_classes, dropout)
     return timm.create_model(name, pretrained=pretrained, num_classes=num_classes, drop_rate=dropout)
 
 
@@ -140,6 +143,8 @@ def initial_encoder(config: ClassifierConfig, weights: str) -> dict[str, Tensor]
 
 def _from_hub(config: ClassifierConfig) -> dict[str, Tensor]:
     _require_known(config.encoder)
+    if config.encoder in SMALL_ENCODERS:
+        raise ValueError(f"{config.encoder} has no pretrained weights: give --weights {RANDOM}, or a file of its own.")
     try:
         network = _encoder(config.encoder, num_classes=len(config.class_names), dropout=0.0, pretrained=True)
     except Exception as error:  # whatever the hub's client raises: offline, gated, no such weights
