@@ -18,12 +18,15 @@ from cellmill_schemas.ontology import Ontology
 from cellmill_training.datasets.readers.polygons import Shape
 from cellmill_training.datasets.readers.qupath import class_name_of, features_of_file, shape_of
 
-__all__ = ["COMPLETE_CLASS", "CorrectedNucleus", "CorrectedSlide", "read_corrected"]
+__all__ = ["COMPLETE_CLASS", "TO_ANNOTATE_CLASS", "CorrectedNucleus", "CorrectedSlide", "read_corrected"]
 
 COMPLETE_CLASS = "Complete"
 """Class of the annotations inside which every nucleus has been seen to."""
 
-_NO_NUCLEI = ("region*", *(name.lower() for name in AREA_CLASSES))
+TO_ANNOTATE_CLASS = "To annotate"
+"""Class of the tiles that select-tiles proposes, until a person has seen to them and says `Complete`."""
+
+_NO_NUCLEI = ("region*", TO_ANNOTATE_CLASS.lower(), *(name.lower() for name in AREA_CLASSES))
 
 
 @dataclass(frozen=True)
