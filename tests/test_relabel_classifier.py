@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
-import ray.train
 import relabel_helpers
 import torch
 from relabel_helpers import dotted_dataset, two_colors, worker_that_dies_once
@@ -209,17 +208,6 @@ def test_a_loss_that_is_not_finite_stops_with_advice() -> None:
         next(iter(state.network.parameters())).fill_(float("nan"))
     with pytest.raises(LossIsNotFiniteError, match="Lower --learning-rate"):
         fit_classifier(state, train=two_colors(16, seed=0), validation=two_colors(8, seed=1), config=_FIT)
-
-
-def test_rays_tale_of_failed_workers_becomes_the_sentence_that_helps(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def failing(*_: object, **__: object) -> None:
-        raise ray.train.WorkerGroupError("worker 0 failed", {0: LossIsNotFiniteError("Lower --learning-rate")})
-
-    monkeypatch.setattr(learning, "fit", failing)
-    with pytest.raises(LossIsNotFiniteError, match="Lower --learning-rate"):
-        learning._fit({}, tmp_path, WorkerPlan())  # pyright: ignore[reportPrivateUsage]
 
 
 @pytest.mark.timeout(300)

@@ -6,24 +6,14 @@ that dies is replaced and the run goes on from the last checkpoint; so does a ru
 """
 
 import logging
-import tempfile
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from cellmill.arguments import parse_dataclass
-from cellmill_training.ray_trainer import (
-    Device,
-    WorkerPlan,
-    clock_of_first,
-    data_parallel,
-    fit,
-    rank_and_world,
-    report,
-    take_last_checkpoint,
-    torch_device,
-)
+from cellmill_training.ray_trainer import Device, WorkerPlan, fit
 from cellmill_training.run import RunPlace, run_training
 from cellmill_training.student_recipe import StudentRecipe
 
@@ -35,6 +25,8 @@ if TYPE_CHECKING:
 __all__ = ["TrainStudentSettings", "main", "recipe_of"]
 
 logger = logging.getLogger(__name__)
+
+DIVERGED = 2
 
 
 @dataclass(frozen=True)
@@ -106,7 +98,7 @@ def recipe_of(settings: TrainStudentSettings) -> StudentRecipe:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Train and report where the model is; 0 when the budget was used to its end."""
+    """Train and report where the model is; 0 when the budget was used to its end, 2 when training diverged."""
     settings = parse_dataclass(
         TrainStudentSettings,
         prog="train-student",
@@ -114,7 +106,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments=arguments,
     )
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    model = _fit(settings)
+    from cellmill_training.loop import LossIsNotFiniteError
+
+    try:
+        model = _fit(settings)
+    except LossIsNotFiniteError as error:
+        sys.stderr.write(f"train-student: {error}\n")
+        return DIVERGED
     logger.info("Model: %s", model)
     return 0
 
@@ -130,17 +128,9 @@ def _worker(config: dict[str, Any]) -> None:
     """What each Ray Train worker runs: plain training, with its checkpoints reported to Ray."""
     from cellmill_training.local_sets import read_training_data
     from cellmill_training.loop import TrainingState
+    from cellmill_training.supervised.on_ray import join_workers
 
     settings = TrainStudentSettings(**config)
-    rank, workers = rank_and_world()
-    device = torch_device(settings.device)
-    # Workers may be on other machines: the checkpoint travels through Ray, the model folder is written by rank 0.
-    place = RunPlace(Path(settings.out) if rank == 0 else Path(tempfile.mkdtemp(prefix="cellmill-train-")))
-    take_last_checkpoint(place.folder)
-
-    def report_state(state: TrainingState, means: dict[str, float]) -> None:
-        report({**means, "step": state.step, "seconds": state.seconds}, [place.checkpoint])
-
     recipe = recipe_of(settings)
     data = read_training_data(
         Path(settings.data),
@@ -148,17 +138,22 @@ def _worker(config: dict[str, Any]) -> None:
         num_synthetic_regions=recipe.num_synthetic_regions,
     )
     data, initial_weights = _taught(data, settings)
-    run_training(
-        recipe,
-        data,
-        place=place,
-        initial_weights=initial_weights,
-        on_checkpoint=report_state,
-        wrap=data_parallel if workers > 1 else None,
-        agree=lambda seconds: clock_of_first(seconds, device),
-        rank=rank,
-        device=device,
-    )
+    with join_workers(settings.out, settings.device) as (place, worker):
+
+        def report_state(state: TrainingState, means: dict[str, float]) -> None:
+            worker.report({**means, "step": state.step, "seconds": state.seconds}, place.checkpoint)
+
+        run_training(
+            recipe,
+            data,
+            place=place,
+            initial_weights=initial_weights,
+            on_checkpoint=report_state,
+            wrap=worker.wrap,
+            agree=worker.agree,
+            rank=worker.rank,
+            device=worker.device,
+        )
 
 
 def _taught(

@@ -6,6 +6,7 @@ files the worker wrote are where the worker put them. A worker that dies is repl
 """
 
 import logging
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -103,8 +104,11 @@ def fit(
 
     Raises:
         ValueError: when this machine has fewer cores than the plan asks for.
-        ray.train.TrainingFailedError: when a worker raised, or died more often than `max_failures`.
+        Exception: what a worker raised, as it raised it, when it did so more often than `max_failures`.
+        ray.train.TrainingFailedError: when workers died more often than that, or Ray failed.
     """
+    # Ray Train gives a group of workers 60 s to start, which importing torch alone takes on a busy laptop.
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")
     import ray.train
     from ray.train.torch import TorchTrainer
 
@@ -126,7 +130,21 @@ def fit(
                 checkpoint_config=ray.train.CheckpointConfig(num_to_keep=_KEPT_CHECKPOINTS),
             ),
         )
-        return trainer.fit()
+        try:
+            return trainer.fit()
+        except ray.train.WorkerGroupError as error:
+            raise _what_a_worker_raised(error) from error
+
+
+def _what_a_worker_raised(error: "ray.train.WorkerGroupError") -> Exception:
+    """The worker's own exception: whoever started the run needs its sentence, not which worker said it."""
+    import ray.exceptions
+
+    for failure in error.worker_failures.values():
+        raised = getattr(failure, "_base_exc", failure)  # Ray wraps some of what a worker's code raised
+        if isinstance(raised, Exception) and not isinstance(raised, ray.exceptions.RayError):
+            return raised
+    return error
 
 
 def _with_threads(worker: Callable[[dict[str, Any]], None], num_threads: int) -> Callable[[dict[str, Any]], None]:

@@ -141,18 +141,14 @@ def recipe_of(settings: DistillStudentSettings) -> "DistillRecipe":
         beta=settings.beta if settings.beta >= 0 else soft.beta,
         reading=soft.reading if settings.reading == "recipe" else settings.reading,
     )
-    crops = replace(
-        base.crops,
-        batch_size=settings.batch_size or base.crops.batch_size,
-        fixed_variants=settings.fixed_variants or base.crops.fixed_variants,
+    return replace(base, distillation=distillation).changed(
+        epochs=settings.epochs,
+        batch_size=settings.batch_size,
+        fixed_variants=settings.fixed_variants,
+        learning_rate=settings.learning_rate,
+        checkpoint_seconds=settings.checkpoint_seconds,
         seed=settings.seed,
     )
-    loop = replace(
-        base.loop,
-        learning_rate=settings.learning_rate or base.loop.learning_rate,
-        checkpoint_seconds=settings.checkpoint_seconds,
-    )
-    return replace(base, crops=crops, loop=loop, distillation=distillation, epochs=settings.epochs or base.epochs)
 
 
 def runs_of(settings: DistillStudentSettings) -> "tuple[DistillRun, ...]":
@@ -176,7 +172,7 @@ def runs_of(settings: DistillStudentSettings) -> "tuple[DistillRun, ...]":
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Train the students and say which is best; 0 when all went to their end, 2 when nothing could start."""
+    """Train the students and say which is best; 0 when all went to their end, 2 when one could not."""
     settings = parse_dataclass(
         DistillStudentSettings,
         prog="distill-student",
@@ -184,14 +180,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments=arguments,
     )
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    from cellmill_training.distill.comparison import as_markdown, verdict
+    from cellmill_training.loop import LossIsNotFiniteError
+
     try:
         _check(settings)
-    except ValueError as error:
+        outcomes = [_fit(settings, run) for run in runs_of(settings)]
+    except (ValueError, LossIsNotFiniteError) as error:
         sys.stderr.write(f"distill-student: {error}\n")
         return UNUSABLE
-    from cellmill_training.distill.comparison import as_markdown, verdict
-
-    outcomes = [_fit(settings, run) for run in runs_of(settings)]
     text = "\n\n".join(part for part in (as_markdown(outcomes), verdict(outcomes)) if part)
     (Path(settings.out) / "comparison.md").write_text(text + "\n", encoding="utf-8")
     logger.info("%s\n\nModels: %s", text, Path(settings.out) / "<student>" / "model")

@@ -8,7 +8,7 @@ from cellmill.models.config import ModelConfig, builtin_config
 from cellmill_training.loop import LoopConfig
 from cellmill_training.losses import DistillationConfig, TeacherLossConfig
 from cellmill_training.losses.distillation import Reading
-from cellmill_training.supervised.crops import CropsConfig
+from cellmill_training.supervised.recipe import SupervisedRecipe
 
 __all__ = ["ALONE", "DistillRecipe", "DistillRun", "planned_runs", "student_config"]
 
@@ -17,34 +17,19 @@ ALONE = "alone"
 
 
 @dataclass(frozen=True)
-class DistillRecipe:
+class DistillRecipe(SupervisedRecipe):
     """Everything that decides what weights come out, but the data and the teacher."""
 
     architecture: Literal["student", "lite"] = "student"
     """Which student."""
     target_mpp: float = 0.5
     """um/px of the student's model grid; where the teacher's differs, the teacher is shown the crop resized."""
-    epochs: int = 100
-    """Times that every crop is shown."""
-    crops: CropsConfig = field(default_factory=CropsConfig)
-    """Size, number and looks of crops."""
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(learning_rate=1e-3, weight_decay=0.02, max_steps=1))
     """Rates and averages; its steps follow from `epochs`."""
     hard_loss: TeacherLossConfig = field(default_factory=TeacherLossConfig)
     """The loss on labels: the teacher's own."""
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
     """Temperature and balance."""
-    most_validation_images: int = 200
-    """Images looked at after an epoch."""
-
-    @property
-    def crops_on_grid(self) -> CropsConfig:
-        """The crops, at the recipe's scale."""
-        return self.crops.at_scale(self.target_mpp)
-
-    def loop_of(self, steps_per_epoch: int, *, max_steps: int = 0) -> LoopConfig:
-        """The loop with its length in steps; `max_steps` ends it sooner."""
-        return self.loop.over_epochs(self.epochs, steps_per_epoch, max_steps=max_steps)
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,7 @@ class PretrainEncoderSettings:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Pretrain and report where the weights are; 0 when the budget was used to its end, 2 when nothing could start."""
+    """Pretrain and report where the weights are; 0 when the budget was used to its end, 2 when it could not be."""
     settings = parse_dataclass(
         PretrainEncoderSettings,
         prog="pretrain-encoder",
@@ -108,14 +108,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments=arguments,
     )
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    from cellmill_training.loop import LossIsNotFiniteError
+
     try:
         recipe, config = _target(settings)
-        encoder = config.encoder
-    except ValueError as error:
+        _fit(settings, recipe)
+    except (ValueError, LossIsNotFiniteError) as error:
         sys.stderr.write(f"pretrain-encoder: {error}\n")
         return UNUSABLE
-    _fit(settings, recipe)
-    logger.info("Encoder: %s", Path(settings.out) / f"{encoder}.safetensors")
+    logger.info("Encoder: %s", Path(settings.out) / f"{config.encoder}.safetensors")
     return 0
 
 

@@ -21,10 +21,9 @@ from typing import Any, cast
 
 import numpy as np
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from cellmill_training.datasets.splitting import Split
-from cellmill_training.datasets.store import LabelledDataset
-from cellmill_training.loop import LossIsNotFiniteError
 from cellmill_training.ray_trainer import (
     Device,
     WorkerPlan,
@@ -44,7 +43,7 @@ from cellmill_training.relabel.classifier import (
     load_classifier,
     save_classifier,
 )
-from cellmill_training.relabel.cutting import open_crops, write_crops
+from cellmill_training.relabel.cutting import ImageReader, open_crops, write_crops
 from cellmill_training.relabel.fitting import (
     FitConfig,
     FitState,
@@ -118,7 +117,7 @@ def learning_rows(index: CellIndex, splits: Mapping[str, Split], *, seed: int) -
 
 
 def learn_classifier(
-    dataset: LabelledDataset,
+    dataset: ImageReader,
     index: CellIndex,
     rows: Mapping[Split, Rows],
     *,
@@ -126,6 +125,7 @@ def learn_classifier(
     learn: LearnConfig,
     plan: WorkerPlan,
     folder: Path,
+    initial: Mapping[str, Tensor] | None = None,
 ) -> LoadedClassifier:
     """Train a classifier, or load the one that the folder holds.
 
@@ -137,52 +137,42 @@ def learn_classifier(
         learn: how.
         plan: workers.
         folder: of this classifier alone: other data, classes or settings need another one.
+        initial: weights to start from instead of those that `learn` names; the last layer's too, where they are of
+            these classes (fine-tuning).
 
     Raises:
         ValueError: when there are no weights to start from.
         LossIsNotFiniteError: when the loss became NaN or infinite.
-        ray.train.TrainingFailedError: when a worker raised, or died more often than the plan allows.
+        ray.train.TrainingFailedError: when workers died more often than the plan allows.
     """
     place = ClassifierFolder(folder.resolve())
     if not place.history.is_file():
-        _prepare(place, dataset, index, rows, classifier=classifier, learn=learn)
+        _prepare(place, dataset, index, rows, classifier=classifier, learn=learn, initial=initial)
         config = {
             "folder": str(place.folder),
             "classifier": asdict(classifier),
             "fit": asdict(learn.fit),
             "device": plan.device,
         }
-        _fit(config, place.folder, plan)
+        fit(_worker, config, out=place.folder, plan=plan)
     return load_classifier(place.classifier)
-
-
-def _fit(config: dict[str, Any], folder: Path, plan: WorkerPlan) -> None:
-    import ray.train
-
-    try:
-        fit(_worker, config, out=folder, plan=plan)
-    except ray.train.WorkerGroupError as error:
-        # Ray tells of workers; whoever started the run needs the sentence that says what to do.
-        for failure in error.worker_failures.values():
-            reason = getattr(failure, "_base_exc", failure)
-            if isinstance(reason, LossIsNotFiniteError):
-                raise reason from error
-        raise
 
 
 def _prepare(
     place: ClassifierFolder,
-    dataset: LabelledDataset,
+    dataset: ImageReader,
     index: CellIndex,
     rows: Mapping[Split, Rows],
     *,
     classifier: ClassifierConfig,
     learn: LearnConfig,
+    initial: Mapping[str, Tensor] | None = None,
 ) -> None:
     place.folder.mkdir(parents=True, exist_ok=True)
     if not place.initial.is_file():
         partial = place.initial.with_suffix(".partial")
-        save_file({k: v.contiguous() for k, v in initial_encoder(classifier, learn.weights).items()}, partial)
+        weights = initial_encoder(classifier, learn.weights) if initial is None else initial
+        save_file({name: value.contiguous() for name, value in weights.items()}, partial)
         partial.replace(place.initial)
     for split in ("train", "validation"):
         if not place.crops(split).is_file():

@@ -108,24 +108,19 @@ def recipe_of(settings: TrainTeacherSettings) -> "TeacherRecipe":
     """The recipe with the command line's changes."""
     from cellmill_training.recipes import teacher_recipe
 
-    base = teacher_recipe(settings.recipe)
-    crops = replace(
-        base.crops,
-        batch_size=settings.batch_size or base.crops.batch_size,
-        fixed_variants=settings.fixed_variants or base.crops.fixed_variants,
+    return teacher_recipe(settings.recipe).changed(
+        epochs=settings.epochs,
+        batch_size=settings.batch_size,
+        fixed_variants=settings.fixed_variants,
+        learning_rate=settings.learning_rate,
+        checkpoint_seconds=settings.checkpoint_seconds,
+        checkpoint_steps=settings.checkpoint_steps,
         seed=settings.seed,
     )
-    loop = replace(
-        base.loop,
-        learning_rate=settings.learning_rate or base.loop.learning_rate,
-        checkpoint_seconds=settings.checkpoint_seconds,
-        checkpoint_steps=settings.checkpoint_steps or base.loop.checkpoint_steps,
-    )
-    return replace(base, crops=crops, loop=loop, epochs=settings.epochs or base.epochs)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Train and report where the model is; 0 when the budget was used to its end, 2 when nothing could start."""
+    """Train and report where the model is; 0 when the budget was used to its end, 2 when it could not be."""
     settings = parse_dataclass(
         TrainTeacherSettings,
         prog="train-teacher",
@@ -133,12 +128,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments=arguments,
     )
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    from cellmill_training.loop import LossIsNotFiniteError
+
     try:
         _check(settings)
-    except ValueError as error:
+        model = _fit(settings)
+    except (ValueError, LossIsNotFiniteError) as error:
         sys.stderr.write(f"train-teacher: {error}\n")
         return UNUSABLE
-    logger.info("Model: %s", _fit(settings))
+    logger.info("Model: %s", model)
     return 0
 
 

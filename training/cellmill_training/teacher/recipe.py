@@ -12,8 +12,8 @@ from cellmill.models.vit_encoders import timm_encoder
 from cellmill_schemas.ontology import Ontology
 from cellmill_training.loop import LoopConfig
 from cellmill_training.losses import CellVitLoss, Loss, TeacherLoss, TeacherLossConfig, inverse_frequency_weights
-from cellmill_training.supervised.crops import CropsConfig
 from cellmill_training.supervised.data import TrainingSet
+from cellmill_training.supervised.recipe import SupervisedRecipe
 
 if TYPE_CHECKING:
     from cellmill.models.networks import CellNetwork
@@ -34,7 +34,7 @@ class OwnEncoder:
 
 
 @dataclass(frozen=True)
-class TeacherRecipe:
+class TeacherRecipe(SupervisedRecipe):
     """Everything that decides what weights come out, but the data."""
 
     architecture: Literal["teacher", "cellvit", "resnet50_unet"] = "teacher"
@@ -49,25 +49,10 @@ class TeacherRecipe:
     """Width at each scale, finest first; empty for the architecture's usual ones."""
     target_mpp: float = 0.25
     """um/px of the model grid: PanNuke's and MoNuSAC's own."""
-    epochs: int = 100
-    """Times that every crop is shown."""
-    crops: CropsConfig = field(default_factory=CropsConfig)
-    """Size, number and looks of crops."""
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(learning_rate=1e-4, weight_decay=1e-4, max_steps=1))
     """Rates and averages; its steps follow from `epochs`."""
     loss: TeacherLossConfig = field(default_factory=TeacherLossConfig)
     """Weights of the flows family's loss; CellViT's are its own."""
-    most_validation_images: int = 200
-    """Images looked at after an epoch."""
-
-    @property
-    def crops_on_grid(self) -> CropsConfig:
-        """The crops, at the recipe's scale."""
-        return self.crops.at_scale(self.target_mpp)
-
-    def loop_of(self, steps_per_epoch: int, *, max_steps: int = 0) -> LoopConfig:
-        """The loop with its length in steps; `max_steps` ends it sooner."""
-        return self.loop.over_epochs(self.epochs, steps_per_epoch, max_steps=max_steps)
 
 
 def network_config(recipe: TeacherRecipe, ontology: Ontology) -> ModelConfig:
