@@ -1,7 +1,7 @@
 """A second opinion: the cells a query chooses, only their tiles, joined and never in place of the student's table."""
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,8 @@ from cellmill.rescore.config import RescoreCohortConfig
 from cellmill.rescore.run import rescore_cohort, serial_slides
 from cellmill.rescore.scoring import score_cells
 from cellmill.slides.model_grid import ModelPixels
+from cellmill.store.objects import ObjectStore
+from cellmill.store.rescored import read_scored_by, write_rescored
 from cellmill.verify.cellset import verify_cellset
 
 
@@ -228,3 +230,38 @@ def test_workers_of_ray_give_the_same_scores(made: tuple[Path, Path], ray_sessio
         ray.cloudpickle.unregister_pickle_by_value(oracle)
     assert not any(slide.problem for slide in found)
     assert (made[1] / "rescored" / "s1.parquet").read_bytes() == serial
+
+
+def flipped(path: Path, place: int) -> bytes:
+    """Damage one byte of a file; returns what it was."""
+    content = path.read_bytes()
+    damaged = bytearray(content)
+    damaged[place] ^= 0x10
+    path.write_bytes(damaged)
+    return content
+
+
+@pytest.mark.parametrize("name", ["rescored/s0.parquet", "rescored.parquet"])
+def test_a_flipped_byte_in_a_second_opinion_is_found(made: tuple[Path, Path], name: str) -> None:
+    rescore_cohort(config_of(made), TeacherOracle(made[0]), engine=serial_slides)
+    path = made[1] / name
+    assert verify_cellset(made[1]).findings == ()
+    size = path.stat().st_size
+    for place in (0, 4, size // 3, size // 2, size - 20, size - 1):
+        content = flipped(path, place)
+        (finding,) = verify_cellset(made[1]).findings
+        assert (finding.kind, finding.where) == ("damaged", name), (place, finding)
+        path.write_bytes(content)
+
+
+def test_a_second_opinion_that_is_gone_or_of_other_cells_is_found(made: tuple[Path, Path]) -> None:
+    rescore_cohort(config_of(made), TeacherOracle(made[0]), engine=serial_slides)
+    store, path = ObjectStore(str(made[1])), made[1] / "rescored" / "s0.parquet"
+    scored_by = read_scored_by(store, "s0")
+    assert scored_by is not None
+    write_rescored(store, "s0", pq.read_table(path), replace(scored_by, cells_sha256="0" * 64))
+    (finding,) = verify_cellset(made[1]).findings
+    assert (finding.kind, finding.where) == ("contradiction", "rescored/s0.parquet")
+    path.unlink()
+    (finding,) = verify_cellset(made[1]).findings
+    assert (finding.kind, finding.where) == ("missing", "rescored/s0.parquet")

@@ -4,13 +4,11 @@ In: a configuration and a model. Out: one `SlideAgreement` a slide, `rescored/<s
 `rescored.parquet` over all of them.
 """
 
-import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from cellmill.cohort.context import DEFAULT_BATCH_SIZES
 from cellmill.cohort.granted import pin_threads
@@ -29,6 +27,7 @@ from cellmill.store.identity import CellSetIdentity, read_identity
 from cellmill.store.layout import RESCORED_TABLE_KEY
 from cellmill.store.objects import ObjectStore
 from cellmill.store.rescored import ScoredBy
+from cellmill.store.seal import sealed_parquet
 from cellmill.store.statuses import read_statuses
 
 __all__ = ["Engine", "ray_slides", "rescore_cohort", "serial_slides"]
@@ -75,9 +74,7 @@ def rescore_cohort(
         say(slide)
         found.append(slide)
     found.sort(key=lambda slide: slide.slide_id)
-    sink = io.BytesIO()
-    pq.write_table(agreement_table(found), sink, compression="zstd")
-    store.put(RESCORED_TABLE_KEY, sink.getvalue())
+    store.put(RESCORED_TABLE_KEY, sealed_parquet(agreement_table(found)))
     return found
 
 

@@ -1,10 +1,10 @@
 """`rescored/<slide_id>.parquet`: scores of a heavier model, written whole and bound to the cell table they belong to.
 
 In: a table of `rescored_schema` and who made it. Out: the object, and who scored a slide. The metadata holds the
-SHA-256 of the cell table, so that scores of an earlier table are never joined to a later one.
+SHA-256 of the cell table, so that scores of an earlier table are never joined to a later one, and a seal over all
+bytes, so that damage shows: scores come after the commit, whose list of digests does not hold them.
 """
 
-import io
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from cellmill.store.layout import rescored_key
 from cellmill.store.objects import ObjectStore
+from cellmill.store.seal import sealed_parquet
 
 __all__ = ["ScoredBy", "read_scored_by", "write_rescored"]
 
@@ -41,9 +42,7 @@ class ScoredBy:
 def write_rescored(store: ObjectStore, slide_id: str, table: pa.Table, scored_by: ScoredBy) -> None:
     """Write the table in one put; the same scores give the same bytes."""
     about = json.dumps(asdict(scored_by), sort_keys=True).encode()
-    sink = io.BytesIO()
-    pq.write_table(table.replace_schema_metadata({_METADATA_KEY: about}), sink, compression="zstd")
-    store.put(rescored_key(slide_id), sink.getvalue())
+    store.put(rescored_key(slide_id), sealed_parquet(table.replace_schema_metadata({_METADATA_KEY: about})))
 
 
 def read_scored_by(store: ObjectStore, slide_id: str) -> ScoredBy | None:

@@ -2,13 +2,18 @@
 
 In: the bytes of a document that holds `SEAL_KEY` with `UNSEALED` as its value. Out: the same bytes, the value now the
 SHA-256 of the whole as it was. To check, the value is put back to `UNSEALED` and the bytes are hashed again. One put
-writes document and digest together, which a second object could not.
+writes document and digest together, which a second object could not. JSON holds the seal as a key, Parquet as an entry
+of its footer's metadata.
 """
 
 import hashlib
+import io
 import re
 
-__all__ = ["SEAL_KEY", "UNSEALED", "is_sealed", "sealed"]
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+__all__ = ["SEAL_KEY", "UNSEALED", "is_sealed", "sealed", "sealed_parquet"]
 
 SEAL_KEY = "sealed_sha256"
 UNSEALED = "0" * 64
@@ -22,6 +27,15 @@ def sealed(document: bytes) -> bytes:
     start, end = _place(document) or (0, 0)
     assert document[start:end] == UNSEALED.encode(), "the document keeps no place for its digest"
     return document[:start] + hashlib.sha256(document).hexdigest().encode() + document[end:]
+
+
+def sealed_parquet(table: pa.Table) -> bytes:
+    """A small table as a sealed Parquet file; the same table gives the same bytes."""
+    sink = io.BytesIO()
+    with pq.ParquetWriter(sink, table.schema, compression="zstd") as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata({SEAL_KEY: UNSEALED})
+    return sealed(sink.getvalue())
 
 
 def is_sealed(document: bytes) -> bool:

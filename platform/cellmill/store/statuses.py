@@ -4,17 +4,15 @@ In: a `SlideStatus`. Out: `slides/<slide_id>.json`, which alone decides whether 
 which is derived from those objects and can always be made again; one row is one slide.
 """
 
-import io
 import json
 from collections.abc import Iterable
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from cellmill.store.layout import SLIDES_TABLE_KEY, STATUS_FOLDER, status_key
 from cellmill.store.objects import ObjectStore
-from cellmill.store.seal import SEAL_KEY, UNSEALED, sealed
+from cellmill.store.seal import SEAL_KEY, UNSEALED, sealed, sealed_parquet
 from cellmill_schemas.slides import STATUS_SCHEMA, SlideStatus
 
 __all__ = ["parse_status", "read_status", "read_statuses", "statuses_table", "write_slides_table", "write_status"]
@@ -68,12 +66,7 @@ def statuses_table(statuses: list[SlideStatus]) -> pa.Table:
 
 def write_slides_table(store: ObjectStore) -> None:
     """Make `slides.parquet` again from the statuses there are."""
-    sink = io.BytesIO()
-    table = statuses_table(read_statuses(store))
-    with pq.ParquetWriter(sink, table.schema, compression="zstd") as writer:
-        writer.write_table(table)
-        writer.add_key_value_metadata({SEAL_KEY: UNSEALED})
-    store.put(SLIDES_TABLE_KEY, sealed(sink.getvalue()))
+    store.put(SLIDES_TABLE_KEY, sealed_parquet(statuses_table(read_statuses(store))))
 
 
 def _row(status: SlideStatus) -> dict[str, Any]:

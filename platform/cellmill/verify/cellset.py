@@ -24,6 +24,7 @@ from cellmill.store.seal import is_sealed
 from cellmill.store.statuses import statuses_table
 from cellmill.verify.findings import Findings, VerifyReport
 from cellmill.verify.listing import keys_below, symbolic_links, top_names
+from cellmill.verify.scores import check_scores
 from cellmill.verify.slide import SlideObjects, check_slide
 from cellmill_schemas.slides import SlideStatus
 
@@ -67,6 +68,7 @@ def verify_cellset(
     for slide_id in sorted(set(slide_ids) - {seen.slide_id for seen in slides if seen.has_status}):
         findings.add("missing", f"{STATUS_FOLDER}/{slide_id}.json", "the slide has no status", slide_id=slide_id)
     _check_slides_table(store, statuses, findings, is_there=SLIDES_TABLE_KEY in top)
+    check_scores(store, slides, statuses, findings, has_table=RESCORED_TABLE_KEY in top)
     for key in symbolic_links(store):
         findings.add("stray", key, "it is a symbolic link; a cell set consists of plain files")
     return VerifyReport(
@@ -108,8 +110,9 @@ def _slides(store: ObjectStore, findings: Findings, top: list[str]) -> list[Slid
     work = {name for name in store.list_names(_WORK) if keys_below(store, f"{_WORK}/{name}")}
     has_status, has_digests = with_suffix[".json"], with_suffix[".sha256"]
     has_table, has_mask = with_suffix[".parquet"], with_suffix[".ome.zarr"]
+    has_scores = _ids_in(store, _RESCORED, ".parquet", findings)
     everything = has_status | has_digests | has_table | has_mask | work
-    for slide_id in sorted(_ids_in(store, _RESCORED, ".parquet", findings) - everything):
+    for slide_id in sorted(has_scores - everything):
         findings.add("stray", f"{_RESCORED}/{slide_id}.parquet", "scores of a slide that is not here")
     return [
         SlideObjects(
@@ -119,6 +122,7 @@ def _slides(store: ObjectStore, findings: Findings, top: list[str]) -> list[Slid
             has_table=slide_id in has_table,
             has_mask=slide_id in has_mask,
             has_work=slide_id in work,
+            has_scores=slide_id in has_scores,
         )
         for slide_id in sorted(everything)
     ]

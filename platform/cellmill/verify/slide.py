@@ -43,6 +43,8 @@ class SlideObjects:
     has_table: bool
     has_mask: bool
     has_work: bool
+    has_scores: bool = False
+    """Of a second opinion."""
 
 
 class _SlideCheck:
