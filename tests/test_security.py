@@ -499,3 +499,21 @@ def test_an_audit_that_looked_nothing_up_is_no_success(
 
     verdict = runpy.run_path(str(INFRA / "audit.py"))["verdict"]
     assert verdict({"dependencies": dependencies})[0] is clean
+
+
+@pytest.mark.parametrize(("must_run", "code"), [("", 0), ("1", 1)])
+def test_an_audit_without_network_says_so_and_fails_only_where_it_must_run(
+    tmp_path: Path, must_run: str, code: int
+) -> None:
+    uv = tmp_path / "uv"
+    uv.write_text("#!/bin/sh\necho 'ConnectionError: no route' >&2\nexit 1\n", encoding="utf-8")
+    uv.chmod(0o755)
+    ended = subprocess.run(
+        [sys.executable, str(INFRA / "audit.py"), str(uv), "constraints.txt"],
+        env={**os.environ, "CI": "1", "AUDIT_MUST_RUN": must_run},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == code
+    assert "NOT AUDITED" in ended.stdout
