@@ -67,10 +67,26 @@ def test_paths_that_go_round_end_where_their_last_step_ends() -> None:
         _assert_equal(*_both(maps, FlowDecoderConfig(mpp=0.5, num_steps=num_steps, flow_error_max=10.0)))
 
 
+def test_class_sums_are_those_of_the_final_cells() -> None:
+    """Holes filled, dropped masks left out; against a loop over cells."""
+    maps = draw_maps(crowded_nuclei(300, 260, num_nuclei=60, seed=5), seed=5, num_classes=3, noise=MapNoise())
+    flow, prob = torch.from_numpy(maps.flow), torch.from_numpy(maps.prob)
+    instances, classes = DeviceFlowDecoder(CONFIG).decode_and_sum(flow, prob, origin_px=maps.origin_px)
+    _assert_equal(instances, FlowDecoder(CONFIG).decode(maps))
+    expected = [maps.prob[:, instances.labels == k + 1].sum(axis=1, dtype=np.int64) for k in range(len(instances))]
+    assert np.array_equal(classes.sums, np.stack(expected))
+    assert classes.box == maps.box
+    assert len(instances) > 30
+
+
 @pytest.mark.parametrize("value", [0, 255], ids=["all foreground", "no foreground"])
 def test_flat_maps_decode_alike(value: int) -> None:
     maps = DenseMaps(np.zeros((2, 40, 30), np.int16), np.full((2, 40, 30), value, np.uint8), origin_px=(0, 0))
     _assert_equal(*_both(maps))
+    _, classes = DeviceFlowDecoder(CONFIG).decode_and_sum(
+        torch.from_numpy(maps.flow), torch.from_numpy(maps.prob), origin_px=(0, 0)
+    )
+    assert classes.sums.shape[1] == 2
 
 
 def test_views_of_larger_maps_decode_alike() -> None:

@@ -6,8 +6,9 @@ the core owns, the painted core, the counts. Dense maps never leave the process 
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,6 +19,7 @@ from cellmill.cohort.plan import FieldTask
 from cellmill.cohort.sources import MapSource, TileBatch
 from cellmill.cohort.tiles import TileGrid, Verdict, by_pixels, count_tiles
 from cellmill.grid import Box, SlideGrid, TileGeometry
+from cellmill.instances.choosing import decode_where_made
 from cellmill.instances.decoder import Decoder, Instances
 from cellmill.instances.maps import PROB_SCALE
 from cellmill.instances.measure import SlideKey, measure_cells, paint_core
@@ -43,6 +45,9 @@ __all__ = [
 
 TileIndex = tuple[int, int]
 """Column and row of a tile."""
+
+MapArray = Any
+"""A numpy array, or a torch tensor on the device that made it: here both are only cut and pasted, alike."""
 
 _MAX_SLIDE_HASH = (1 << (63 - ANCHOR_BITS)) - 1
 
@@ -70,15 +75,15 @@ class KeptMaps:
     """Maps of a tile's core, or of a part of it."""
 
     box: Box
-    vectors: npt.NDArray[np.int16]  # (2, h, w)
-    prob: npt.NDArray[np.uint8]  # (C + 1, h, w)
+    vectors: MapArray  # (2, h, w) int16
+    prob: MapArray  # (C + 1, h, w) uint8
 
     def cut(self, part: Box, *, copied: bool = True) -> "KeptMaps":
         """What lies in `part`, which is inside `box`; a view where it need not outlive this."""
         rows = slice(part.y0 - self.box.y0, part.y1 - self.box.y0)
         columns = slice(part.x0 - self.box.x0, part.x1 - self.box.x0)
         vectors, prob = self.vectors[:, rows, columns], self.prob[:, rows, columns]
-        return KeptMaps(part, vectors.copy(), prob.copy()) if copied else KeptMaps(part, vectors, prob)
+        return KeptMaps(part, _copied(vectors), _copied(prob)) if copied else KeptMaps(part, vectors, prob)
 
 
 @dataclass(frozen=True)
@@ -86,8 +91,8 @@ class FieldMaps:
     """Maps of a field's window, not yet of one family: its decoder knows what the vectors are."""
 
     box: Box
-    vectors: npt.NDArray[np.int16]  # (2, H, W)
-    prob: npt.NDArray[np.uint8]  # (C + 1, H, W), background first
+    vectors: MapArray  # (2, H, W) int16
+    prob: MapArray  # (C + 1, H, W) uint8, background first
 
     @property
     def origin_px(self) -> tuple[int, int]:
@@ -162,24 +167,29 @@ def predict_field(
         keep: what to return of a tile predicted here, as a part of its core; None for nothing.
 
     Returns:
-        The maps of the window, and the parts of tiles predicted here that `keep` asked for.
+        The maps of the window, where the source leaves its maps, and the parts of tiles predicted here that `keep`
+        asked for.
     """
     window, known = task.window, known or {}
-    maps = _background_maps(window, num_classes=len(ontology))
-    for tile in known.values():
-        _paste(maps, tile)
     kept: dict[TileIndex, KeptMaps] = {}
     indices = np.array([index for index in seen.tiles.analysed().tolist() if tuple(index) not in known], np.int64)
     groups = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]  # (<= B, 2) each
     batches = (_batch(task, seen, group, geometry) for group in groups)
-    for group, found in zip(groups, source.predict(batches), strict=True):
-        for number, (i, j) in enumerate(group.tolist()):
-            tile = KeptMaps(geometry.core(i, j), found.vectors[number], found.prob[number])
-            _paste(maps, tile)
-            part = keep((i, j))
-            if part is not None:
-                kept[i, j] = tile.cut(part)
-    return maps, kept
+
+    def fresh() -> Iterator[KeptMaps]:
+        for group, found in zip(groups, source.predict(batches), strict=True):
+            for number, (i, j) in enumerate(group.tolist()):
+                tile = KeptMaps(geometry.core(i, j), found.vectors[number], found.prob[number])
+                part = keep((i, j))
+                if part is not None:
+                    kept[i, j] = tile.cut(part)
+                yield tile
+
+    maps: FieldMaps | None = None
+    for tile in chain(known.values(), fresh()):
+        maps = maps or _background_maps(window, num_classes=len(ontology), like=tile)
+        _paste(maps, tile)
+    return maps or _background_maps(window, num_classes=len(ontology)), kept
 
 
 def finish_field(
@@ -202,10 +212,10 @@ def finish_field(
         ontology: the model's classes.
     """
     facts, core, grid = task.facts, task.field.core, task.facts.grid
-    instances = decoder.decode(decoder.maps(maps.vectors, maps.prob, maps.origin_px))
+    instances, classes = decode_where_made(decoder, maps.vectors, maps.prob, origin_px=maps.origin_px)
     cells = measure_cells(
         instances,
-        maps,
+        classes,
         seen.tile(task.window),
         core=core,
         grid=grid,
@@ -222,10 +232,19 @@ def _batch(task: FieldTask, seen: FieldPixels, indices: npt.NDArray[np.int64], g
     return TileBatch(slide_id=task.facts.slide_id, indices=indices, pixels=pixels)
 
 
-def _background_maps(window: Box, *, num_classes: int) -> FieldMaps:
-    prob = np.zeros((num_classes + 1, window.height, window.width), np.uint8)
+def _background_maps(window: Box, *, num_classes: int, like: KeptMaps | None = None) -> FieldMaps:
+    """Maps of nothing, where those of a tile lie; on the host where there is no tile."""
+    shape = (window.height, window.width)
+    if like is None or isinstance(like.prob, np.ndarray):
+        vectors, prob = np.zeros((2, *shape), np.int16), np.zeros((num_classes + 1, *shape), np.uint8)
+    else:
+        vectors, prob = like.vectors.new_zeros((2, *shape)), like.prob.new_zeros((num_classes + 1, *shape))
     prob[0] = PROB_SCALE
-    return FieldMaps(window, np.zeros((2, window.height, window.width), np.int16), prob)
+    return FieldMaps(window, vectors, prob)
+
+
+def _copied(array: MapArray) -> MapArray:
+    return array.copy() if isinstance(array, np.ndarray) else array.clone()
 
 
 def _paste(maps: FieldMaps, tile: KeptMaps) -> None:

@@ -1,8 +1,8 @@
 """Where dense maps come from: the one thing a cohort run asks of a model.
 
 A `CohortModel` is small and travels to the workers; each of them opens it once and gets a `MapSource`: tiles in,
-quantised maps of their cores out. Networks are the usual one; a test's oracle, which knows the truth by position, is
-another, which is why a source is also told whose tiles they are.
+quantised maps of their cores out, on the host or on the device that made them. Networks are the usual one; a test's
+oracle, which knows the truth by position, is another, which is why a source is also told whose tiles they are.
 """
 
 from collections.abc import Iterable, Iterator
@@ -18,11 +18,12 @@ from cellmill_schemas.ontology import Ontology
 
 if TYPE_CHECKING:
     # Importing torch takes seconds, and the workers that plan and read never need it.
+    from cellmill.models.backends.contract import DeviceMaps
     from cellmill.models.config import DecoderKind
     from cellmill.models.inference import DeviceKind, Segmenter, TileMaps
     from cellmill.models.loading import LoadedModel
 
-__all__ = ["CohortModel", "MapSource", "NetworkModel", "TileBatch"]
+__all__ = ["CohortModel", "MapSource", "NetworkModel", "NetworkSource", "TileBatch"]
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,11 @@ class TileBatch:
 class MapSource(Protocol):
     """A model ready to work, in one worker."""
 
-    def predict(self, batches: Iterable[TileBatch]) -> "Iterator[TileMaps]":
-        """Maps of the tiles' cores, batch by batch in order; the next batches may be taken before maps come out."""
+    def predict(self, batches: Iterable[TileBatch]) -> "Iterator[TileMaps | DeviceMaps]":
+        """Maps of the tiles' cores, batch by batch in order; the next batches may be taken before maps come out.
+
+        Those on a device are to be copied, there, before the next are asked for.
+        """
         ...
 
 
@@ -151,14 +155,16 @@ class NetworkModel:
         from cellmill.models.inference import Segmenter
 
         segmenter = Segmenter.open(self.loaded, device=device, batch_size=batch_size, num_threads=num_threads)
-        return _NetworkSource(segmenter)
+        return NetworkSource(segmenter, self.decoder)
 
 
-class _NetworkSource:
+class NetworkSource:
     """A network looks at pixels and at nothing else."""
 
-    def __init__(self, segmenter: "Segmenter") -> None:
-        self._segmenter = segmenter
+    def __init__(self, segmenter: "Segmenter", decoder: "DecoderKind") -> None:
+        """Flows are decoded where they are made, so that no dense map leaves a GPU; other families on the host."""
+        self._predict = segmenter.predict_on_device if decoder == "flows" else segmenter.predict_batches
 
-    def predict(self, batches: Iterable[TileBatch]) -> "Iterator[TileMaps]":
-        return self._segmenter.predict_batches(batch.pixels for batch in batches)
+    def predict(self, batches: Iterable[TileBatch]) -> "Iterator[TileMaps | DeviceMaps]":
+        """Maps of the tiles' cores, batch by batch in order."""
+        return self._predict(batch.pixels for batch in batches)

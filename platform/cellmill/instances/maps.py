@@ -20,6 +20,7 @@ __all__ = [
     "HV_SCALE",
     "PROB_SCALE",
     "ClassMaps",
+    "ClassSums",
     "DenseMaps",
     "HvMaps",
     "quantise_flow",
@@ -54,6 +55,15 @@ class ClassMaps(Protocol):
     def box(self) -> Box:
         """The window, absolute."""
         ...
+
+
+@dataclass(frozen=True)
+class ClassSums:
+    """Class probabilities of a window's cells, summed where the maps lie: all that measuring needs of them."""
+
+    sums: npt.NDArray[np.int64]  # (n, C + 1), a cell of the window each, in 1 / PROB_SCALE
+    box: Box
+    """The window, absolute."""
 
 
 @dataclass(frozen=True)

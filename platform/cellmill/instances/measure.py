@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from cellmill.grid import Box, SlideGrid
 from cellmill.instances.decoder import Instances
-from cellmill.instances.maps import PROB_SCALE, ClassMaps
+from cellmill.instances.maps import PROB_SCALE, ClassMaps, ClassSums
 from cellmill.instances.measure_kernels import (
     MOMENTS,
     OD_SUMS,
@@ -43,7 +43,7 @@ class SlideKey:
 
 def measure_cells(
     instances: Instances,
-    maps: ClassMaps,
+    maps: ClassMaps | ClassSums,
     pixels: npt.NDArray[np.uint8],
     *,
     core: Box,
@@ -56,7 +56,7 @@ def measure_cells(
 
     Args:
         instances: cells of the window.
-        maps: what they were decoded from.
+        maps: what they were decoded from, or what that says of each of them in sum.
         pixels: (H, W, 3) RGB of the same window.
         core: absolute; cells with their anchor in it are measured.
         grid: of the slide.
@@ -74,14 +74,18 @@ def measure_cells(
     rows = np.full(len(instances) + 1, -1, np.int32)
     rows[numbers] = np.arange(len(numbers), dtype=np.int32)
     labels = instances.labels
-    prob, pixels = np.ascontiguousarray(maps.prob), np.ascontiguousarray(pixels)  # compiled once for such arrays
-    sums, boxes = sum_cells(labels, rows, anchors - np.array(maps.origin_px), prob, pixels, OD_LOOKUP)
+    # compiled once for contiguous arrays
+    prob = np.empty((0, *labels.shape), np.uint8) if isinstance(maps, ClassSums) else np.ascontiguousarray(maps.prob)
+    pixels = np.ascontiguousarray(pixels)
+    sums, boxes = sum_cells(labels, rows, anchors - np.array(instances.origin_px), prob, pixels, OD_LOOKUP)
+    if isinstance(maps, ClassSums):
+        sums = np.concatenate([sums, maps.sums[numbers - 1]], axis=1)
     outlines = trace_outlines(
         labels,
         numbers=numbers,
         boxes=boxes,
         num_pixels=np.ascontiguousarray(sums[:, 0]),
-        origin_px=maps.origin_px,
+        origin_px=instances.origin_px,
         scale=(grid.scale_x, grid.scale_y),
     )
     touching = _at_slide_edge(boxes, instances.box, grid)
@@ -133,16 +137,19 @@ def paint_core(instances: Instances, core: Box, grid: SlideGrid) -> npt.NDArray[
     return painted
 
 
-def _check_window(instances: Instances, maps: ClassMaps, pixels: npt.NDArray[np.uint8], ontology: Ontology) -> None:
+def _check_window(
+    instances: Instances, maps: ClassMaps | ClassSums, pixels: npt.NDArray[np.uint8], ontology: Ontology
+) -> None:
     if instances.box != maps.box or pixels.shape != (*instances.labels.shape, 3):
         raise ValueError(
             f"Instances, maps and pixels must be of one window, got {instances.box}, {maps.box} and pixels of shape "
             f"{pixels.shape}."
         )
-    if maps.prob.shape[0] != len(ontology) + 1:
+    num_channels = maps.sums.shape[1] if isinstance(maps, ClassSums) else maps.prob.shape[0]
+    if num_channels != len(ontology) + 1:
         raise ValueError(
             f"Ontology {ontology.name!r} has {len(ontology)} classes, so prob needs {len(ontology) + 1} channels "
-            f"with background; got {maps.prob.shape[0]}."
+            f"with background; got {num_channels}."
         )
 
 

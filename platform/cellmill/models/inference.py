@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cellmill.grid import TileGeometry
-from cellmill.models.backends.contract import Backend, TileMaps
+from cellmill.models.backends.contract import Backend, DeviceMaps, TileMaps
 from cellmill.models.config import ModelConfig
 from cellmill.models.loading import LoadedModel
 
@@ -122,16 +122,23 @@ class Segmenter:
         Each batch (N, tile, tile, 3) is filled up with white, so its maps are those `predict` gives.
         """
         lengths: deque[int] = deque()
-
-        def full() -> Iterator[npt.NDArray[np.uint8]]:
-            for batch in batches:
-                lengths.append(len(batch))
-                padding = np.full((self._batch_size - len(batch), *batch.shape[1:]), 255, np.uint8)
-                yield np.concatenate([batch, padding]) if len(padding) else batch
-
-        for maps in self._backend.run_many(full()):
+        for maps in self._backend.run_many(self._filled(batches, lengths)):
             num_real = lengths.popleft()
             yield TileMaps(vectors=maps.vectors[:num_real], prob=maps.prob[:num_real])
+
+    def predict_on_device(self, batches: Iterable[npt.NDArray[np.uint8]]) -> Iterator[TileMaps | DeviceMaps]:
+        """As `predict_batches`, with the maps left where they are made, as `Backend.run_on_device` leaves them."""
+        lengths: deque[int] = deque()
+        for maps in self._backend.run_on_device(self._filled(batches, lengths)):
+            num_real = lengths.popleft()
+            yield replace(maps, vectors=maps.vectors[:num_real], prob=maps.prob[:num_real])
+
+    def _filled(self, batches: Iterable[npt.NDArray[np.uint8]], lengths: deque[int]) -> Iterator[npt.NDArray[np.uint8]]:
+        """Full batches; how many tiles of each are real is written into `lengths`."""
+        for batch in batches:
+            lengths.append(len(batch))
+            padding = np.full((self._batch_size - len(batch), *batch.shape[1:]), 255, np.uint8)
+            yield np.concatenate([batch, padding]) if len(padding) else batch
 
 
 def _open_backend(

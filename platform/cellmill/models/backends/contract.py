@@ -2,12 +2,15 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Backend", "TileMaps"]
+if TYPE_CHECKING:
+    from torch import Tensor  # seconds to import, which backends without it do not take
+
+__all__ = ["Backend", "DeviceMaps", "TileMaps"]
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,14 @@ class TileMaps:
     prob: npt.NDArray[np.uint8]  # (N, C + 1, stride, stride), background first
 
 
+@dataclass(frozen=True)
+class DeviceMaps:
+    """`TileMaps` of one batch, still on the device; they hold until the next batch but one is asked for."""
+
+    vectors: "Tensor"  # (N, 2, stride, stride) int16
+    prob: "Tensor"  # (N, C + 1, stride, stride) uint8
+
+
 class Backend(Protocol):
     """A network on one device, for one batch shape."""
 
@@ -30,3 +41,10 @@ class Backend(Protocol):
     def run_many(self, batches: Iterable[npt.NDArray[np.uint8]]) -> Iterator[TileMaps]:
         """Maps of full batches, in order; a backend that can overlaps their copies with the computing."""
         return map(self.run, batches)
+
+    def run_on_device(self, batches: Iterable[npt.NDArray[np.uint8]]) -> "Iterator[TileMaps | DeviceMaps]":
+        """As `run_many`, with the maps left where they are made.
+
+        Work on a device's maps must be queued before the next batch is asked for.
+        """
+        return self.run_many(batches)

@@ -21,23 +21,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from cellmill.models.backends.contract import Backend, TileMaps
+from cellmill.models.backends.contract import Backend, DeviceMaps, TileMaps
 from cellmill.models.backends.quantising import QuantisingNetwork
 from cellmill.models.loading import LoadedModel
 
-__all__ = ["DeviceMaps", "TorchCudaBackend"]
+__all__ = ["TorchCudaBackend"]
 
 _NUM_SLOTS = 2
 _NUM_WARM_UPS = 3
 """Uncaptured runs before a capture, in which libraries allocate what they need (torch's guide asks for three)."""
-
-
-@dataclass(frozen=True)
-class DeviceMaps:
-    """`TileMaps` of one batch, still on the device; they hold until the backend computes the next batch but one."""
-
-    vectors: Tensor  # (B, 2, stride, stride) int16
-    prob: Tensor  # (B, C + 1, stride, stride) uint8
 
 
 class TorchCudaBackend(Backend):
@@ -75,10 +67,7 @@ class TorchCudaBackend(Backend):
             yield self._taken(slot)
 
     def run_on_device(self, batches: Iterable[npt.NDArray[np.uint8]]) -> Iterator[DeviceMaps]:
-        """As `run_many`, with the maps left on the device for what decodes them there.
-
-        The device's work on maps must be queued before the next batch is asked for.
-        """
+        """As `run_many`, with the maps left on the device for what decodes them there."""
         for number, batch in enumerate(batches):
             slot = self._slots[number % _NUM_SLOTS]
             self._send(slot, batch)
