@@ -7,7 +7,7 @@ import pytest
 from cellmill.arguments import parse_dataclass
 from cellmill.cohort.config import SegmentCohortConfig
 from cellmill.cohort.granted import granted_cpus
-from cellmill.cohort.pipeline import pool_sizes
+from cellmill.cohort.pipeline import PoolSizes, cluster_shape, pool_sizes
 from cellmill.privacy import read_secret
 
 
@@ -76,3 +76,37 @@ def test_all_stages_always_fit_the_cluster(cpus: int, workers: int, threads: int
         booked = sizes.num_planners * sizes.planner_cpus + sizes.num_segmenters * sizes.segmenter_cpus
         assert booked <= cpus + 0.05
         assert sizes.num_segmenters * sizes.segmenter_gpus <= gpus + 1e-9
+
+
+def node(cpus: float, gpus: float = 0.0, *, alive: bool = True) -> dict[str, object]:
+    """As `ray.nodes()` tells of one."""
+    return {"Alive": alive, "Resources": {"CPU": cpus, **({"GPU": gpus} if gpus else {})}}
+
+
+def sizes_of(nodes: list[dict[str, object]], *, device: str, num_workers: int = 0) -> PoolSizes:
+    cpus, gpus = cluster_shape(nodes, device=device)
+    return pool_sizes(
+        num_workers=num_workers, threads_per_worker=1, cluster_cpus=cpus, cluster_gpus=gpus, device=device
+    )
+
+
+@pytest.mark.parametrize("cpus", [1, 2, 3, 4, 16])
+@pytest.mark.parametrize("num_nodes", [1, 2, 5])
+def test_a_planner_fits_on_a_node_full_of_segmenters(cpus: int, num_nodes: int) -> None:
+    sizes = sizes_of([node(cpus)] * num_nodes, device="cpu")
+    assert sizes.num_segmenters == cpus * num_nodes
+    assert cpus * sizes.segmenter_cpus + sizes.planner_cpus <= cpus + 1e-9
+
+
+def test_a_segmenter_with_a_gpu_fits_on_a_node_that_has_one() -> None:
+    nodes = [node(16)] * 8 + [node(8, 1), node(8, 1), node(64, 8), node(2, 1, alive=False)]
+    sizes = sizes_of(nodes, device="cuda")
+    assert (sizes.num_segmenters, sizes.segmenter_gpus) == (10, 1.0)
+    assert sizes.segmenter_cpus + sizes.planner_cpus <= 8
+
+
+def test_a_segmenter_asks_for_a_gpu_also_where_none_has_come_yet() -> None:
+    sizes = sizes_of([node(2)], device="cuda")
+    assert (sizes.num_segmenters, sizes.segmenter_gpus) == (1, 1.0)
+    assert sizes.num_readers > 1
+    assert sizes_of([], device="cpu").num_segmenters == 1

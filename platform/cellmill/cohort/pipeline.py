@@ -7,7 +7,7 @@ store, and memory depends on the field's size and the number of workers, never o
 
 import logging
 import warnings
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,15 +21,20 @@ from cellmill.cohort.manifest import SlideSource
 from cellmill.cohort.planning import PlanSlide
 from cellmill.cohort.rows import Row
 from cellmill.cohort.segmenting import SegmentStrip
-from cellmill.cohort.session import ray_session
+from cellmill.cohort.session import joins_cluster, ray_session
 from cellmill.cohort.sources import CohortModel
 from cellmill.cohort.strips import strips_per_slide
 
-__all__ = ["PoolSizes", "SharedModel", "pool_sizes", "quieten", "ray_engine"]
+__all__ = ["PoolSizes", "SharedModel", "cluster_shape", "pool_sizes", "quieten", "ray_engine"]
 
 _STORE_BYTES = 256 << 20
 """Of a local Ray's object store: the model once, and messages."""
 _MAX_READERS_PER_GPU = 8
+_CPUS_PER_GPU = 8.0
+"""Taken to come with a GPU while the cluster has none yet: an autoscaler adds nodes when a worker asks for one."""
+_BUSY_ENOUGH_TO_GROW = 0.7
+"""Share of workers that are busy from which more are started where there is room. Ray Data's own 1.75 is never reached
+by workers that hold one strip each."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +59,19 @@ def pool_sizes(
 
     On CPUs the network takes nearly all the time, so one reader keeps up and fields are finished in turn. A GPU is fed
     by the CPUs that come with it: half of them read, half finish.
+
+    Args:
+        num_workers: segmenters; 0 for as many as there are CPUs or GPUs.
+        threads_per_worker: CPU threads of each.
+        cluster_cpus: CPUs that segmenters can take, see `cluster_shape`.
+        cluster_gpus: GPUs; 0 with `cuda` where nodes that have some are still to come.
+        device: `cpu` or `cuda`.
     """
     num_readers, num_finishers = 1, min(1, threads_per_worker // 4)
     if device == "cuda":
+        if not cluster_gpus:
+            cluster_gpus = float(num_workers or 1)
+            cluster_cpus = _CPUS_PER_GPU * cluster_gpus
         num_segmenters = num_workers or max(1, int(cluster_gpus))
         beside = int(cluster_cpus / num_segmenters) // 2
         num_readers, num_finishers = (max(1, min(beside, _MAX_READERS_PER_GPU)) for _ in range(2))
@@ -67,12 +82,30 @@ def pool_sizes(
     return PoolSizes(
         num_planners=num_planners,
         num_segmenters=num_segmenters,
-        planner_cpus=_booking(0.1 * cluster_cpus / num_planners, 1),
+        # A tenth of a CPU is what segmenters leave on a node of one; more would never fit on small nodes.
+        planner_cpus=_booking(0.1 * cluster_cpus / num_planners, 0.1),
         segmenter_cpus=_booking(0.9 * cluster_cpus / num_segmenters, at_most),
         segmenter_gpus=min(1.0, cluster_gpus / num_segmenters) if device == "cuda" else 0.0,
         num_readers=num_readers,
         num_finishers=num_finishers,
     )
+
+
+def cluster_shape(nodes: Sequence[Mapping[str, Any]], *, device: str) -> tuple[float, float]:
+    """CPUs and GPUs that segmenters can take; a worker has to fit on one node.
+
+    For CUDA only CPUs beside GPUs count, as many for each as the node with the fewest has: a share of all the
+    cluster's CPUs may be more than any node with a GPU holds.
+
+    Args:
+        nodes: as `ray.nodes()` tells them.
+        device: `cpu` or `cuda`.
+    """
+    resources = [node["Resources"] for node in nodes if node["Alive"]]
+    cpus, gpus = (sum(float(node.get(kind, 0.0)) for node in resources) for kind in ("CPU", "GPU"))
+    if device == "cuda" and gpus:
+        cpus = gpus * min(float(node.get("CPU", 0.0)) / node["GPU"] for node in resources if node.get("GPU"))
+    return cpus or 1.0, gpus
 
 
 class SharedModel:
@@ -96,23 +129,25 @@ def ray_engine(context: RunContext, model: CohortModel, num_workers: int) -> Gen
     with ray_session(object_store_bytes=_STORE_BYTES):
         import ray
 
-        resources = ray.cluster_resources()
+        cpus, gpus = cluster_shape(ray.nodes(), device=context.device)
         sizes = pool_sizes(
             num_workers=num_workers,
             threads_per_worker=context.threads_per_worker,
-            cluster_cpus=resources.get("CPU", 1.0),
-            cluster_gpus=resources.get("GPU", 0.0),
+            cluster_cpus=cpus,
+            cluster_gpus=gpus,
             device=context.device,
         )
-        yield _RayEngine(context, model, sizes)
+        # Nodes that join a cluster are used, unless the number of workers was asked for.
+        yield _RayEngine(context, model, sizes, grows=joins_cluster() and not num_workers)
 
 
 class _RayEngine:
-    def __init__(self, context: RunContext, model: CohortModel, sizes: PoolSizes) -> None:
+    def __init__(self, context: RunContext, model: CohortModel, sizes: PoolSizes, *, grows: bool) -> None:
         self.commits: Commits = CommitQueue(context, num_at_once=max(1, sizes.num_segmenters // 2))
         self._context = context
         self._model = SharedModel(model)
         self._sizes = sizes
+        self._grows = grows
 
     def stream(self, sources: Sequence[SlideSource]) -> Iterator[Row]:
         import ray.data
@@ -120,6 +155,9 @@ class _RayEngine:
 
         quieten()
         sizes, context = self._sizes, self._context
+        if self._grows:
+            autoscaling = ray.data.DataContext.get_current().autoscaling_config
+            autoscaling.actor_pool_util_upscaling_threshold = _BUSY_ENOUGH_TO_GROW
         num_strips = strips_per_slide(num_slides=len(sources), num_workers=sizes.num_segmenters)
         plan: Any = _plan_slides  # Ray's type of functions that stream is narrower than what it takes
         one_by_one: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
@@ -142,8 +180,14 @@ class _RayEngine:
                 },
                 num_cpus=sizes.segmenter_cpus,
                 num_gpus=sizes.segmenter_gpus or None,
-                # One strip at a time: a second one queued behind it would wait while another worker is idle.
-                compute=ray.data.ActorPoolStrategy(size=sizes.num_segmenters, max_tasks_in_flight_per_actor=1),
+                # One strip at a time: a second one queued behind it would wait while another worker is idle. Never
+                # fewer workers than at first: one that is idle while slides are planned would have to start anew.
+                compute=ray.data.ActorPoolStrategy(
+                    min_size=sizes.num_segmenters,
+                    max_size=None if self._grows else sizes.num_segmenters,
+                    initial_size=sizes.num_segmenters,
+                    max_tasks_in_flight_per_actor=1,
+                ),
                 **one_by_one,
             )
         )
