@@ -4,7 +4,6 @@ Maps normalised images (B, 3, 32, 32) to logits (B, classes), as timm's networks
 """
 
 from collections.abc import Callable
-from typing import cast
 
 from torch import Tensor, nn
 
@@ -74,7 +73,7 @@ def _resnet18_patch32(num_classes: int, dropout: float) -> nn.Module:
     network = timm.create_model("resnet18", pretrained=False, num_classes=num_classes, drop_rate=dropout)
     network.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
     nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
-    return cast(nn.Module, network)
+    return network
 
 
 SMALL_ENCODERS: dict[str, Callable[[int, float], nn.Module]] = {
