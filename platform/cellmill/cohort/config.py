@@ -60,6 +60,10 @@ class SegmentCohortConfig:
     threads_per_worker: int = 1
     """CPU threads of each worker. Never follows the number of workers, because results may depend on it."""
 
+    embeddings: bool = False
+    """Store a vector a cell, too, in embeddings/: a layer of the network, averaged over the cell's pixels. Looks at
+    every tile that holds a cell a second time, after all slides are done; cells and masks stay as they are."""
+
     max_slides: int | None = None
     """Stop after this many slides of the list. Default: all."""
 

@@ -9,6 +9,8 @@ from cellmill.cohort.config import SegmentCohortConfig
 
 if TYPE_CHECKING:
     from cellmill.cohort.run import RunReport
+    from cellmill.embedding.slide import EmbeddedSlide
+    from cellmill.embedding.sources import EmbeddingModel
 
 __all__ = ["main", "report_and_code"]
 
@@ -28,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from cellmill.cohort.engine import EngineError
     from cellmill.cohort.progress import open_progress, print_slides
     from cellmill.cohort.run import run_cohort
-    from cellmill.cohort.sources import NetworkModel
+    from cellmill.embedding.sources import NetworkEmbeddings
     from cellmill.models.loading import load_model
     from cellmill.store.cellset import CellSet
     from cellmill.store.errors import StoreError
@@ -37,7 +39,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if config.forget is not None:
             print_slides([CellSet(config.out).forget(config.forget)], out=config.out, seconds=0.0)
             return DONE
-        report = run_cohort(config, NetworkModel(load_model(config.model)), progress=open_progress())
+        model = NetworkEmbeddings(load_model(config.model))
+        if config.embeddings:
+            _ = model.layer  # raises before hours are spent
+        report = run_cohort(config, model, progress=open_progress())
+        all_embedded = not config.embeddings or _embed(config, model)
     except (ValueError, StoreError) as error:
         sys.stderr.write(f"segment_cohort: {error}\n")
         return UNUSABLE
@@ -47,7 +53,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("segment_cohort: stopped. Finished fields are kept; the same command goes on from there.\n")
         return INTERRUPTED
-    return report_and_code(report)
+    code = report_and_code(report)
+    return code if all_embedded else SOME_FAILED
+
+
+def _embed(config: SegmentCohortConfig, model: "EmbeddingModel") -> bool:
+    """Store embeddings of all slides that are done, saying how each went; whether all have them."""
+    from cellmill.embedding.run import embed_cohort
+
+    def say(slide: "EmbeddedSlide") -> None:
+        told = slide.problem and f"no embeddings. {slide.problem}"
+        told = told or f"embeddings of {slide.num_cells:,} cells, {slide.num_tiles:,} tiles in {slide.seconds:.1f} s"
+        sys.stdout.write(f"{slide.slide_id}: {told}\n")
+
+    return not any(slide.problem for slide in embed_cohort(config, model, say=say))
 
 
 def report_and_code(report: "RunReport") -> int:

@@ -30,6 +30,10 @@ class RescoreCohortConfig:
     """Most tissue to look at, mm2 over the cohort, shared evenly between slides; the tiles with most of the cells
     first. Default: all tiles that hold one."""
 
+    embeddings: bool = False
+    """Store a vector for each of these cells, too, in embeddings/teacher/: a layer of the heavy model, averaged over
+    the cell's pixels."""
+
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the model runs: auto takes CUDA where there is one."""
 

@@ -22,12 +22,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Let a heavy model score the cells that a query chooses.",
         arguments=arguments,
     )
-    from cellmill.cohort.sources import NetworkModel
+    from cellmill.embedding.sources import NetworkEmbeddings
     from cellmill.models.loading import load_model
     from cellmill.rescore.run import rescore_cohort
 
     try:
-        found = rescore_cohort(config, NetworkModel(load_model(config.model)), say=_say)
+        found = rescore_cohort(config, NetworkEmbeddings(load_model(config.model)), say=_say)
     except (ValueError, OSError) as error:
         sys.stderr.write(f"rescore_cohort: {error}\n")
         return UNUSABLE

@@ -5,38 +5,37 @@ In: a configuration and a model. Out: one `SlideAgreement` a slide, `rescored/<s
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import pyarrow as pa
 
 from cellmill.cohort.context import DEFAULT_BATCH_SIZES
 from cellmill.cohort.granted import pin_threads
-from cellmill.cohort.manifest import list_sources
-from cellmill.cohort.pipeline import SharedModel, pool_sizes, quieten
-from cellmill.cohort.session import ray_session
-from cellmill.cohort.sources import CohortModel
+from cellmill.cohort.per_slide import SlideOrder, orders_of, ray_workers
+from cellmill.cohort.sources import CohortModel, MapSource
+from cellmill.embedding.sources import EmbeddingModel, FeatureSource
 from cellmill.export.selection import parse_where
 from cellmill.privacy import read_secret
 from cellmill.rescore.agreement import SlideAgreement, agreement_table
 from cellmill.rescore.config import RescoreCohortConfig
-from cellmill.rescore.slide import RescoreOrder, RescoreSettings, rescore_slide
+from cellmill.rescore.slide import RescoreSettings, rescore_slide
 from cellmill.slides.isolation import ReaderLimits
 from cellmill.staging.cache import SlideCache, default_cache_folder
+from cellmill.store.embeddings import EmbeddingRecord
 from cellmill.store.identity import CellSetIdentity, read_identity
 from cellmill.store.layout import RESCORED_TABLE_KEY
 from cellmill.store.objects import ObjectStore
 from cellmill.store.rescored import ScoredBy
 from cellmill.store.seal import sealed_parquet
-from cellmill.store.statuses import read_statuses
+
+if TYPE_CHECKING:
+    from cellmill.models.inference import DeviceKind
 
 __all__ = ["Engine", "ray_slides", "rescore_cohort", "serial_slides"]
 
-_STORE_BYTES = 256 << 20
-
-Engine = Callable[
-    [list[RescoreOrder], CohortModel, RescoreSettings, RescoreCohortConfig, str], Iterator[SlideAgreement]
-]
+Engine = Callable[[list[SlideOrder], CohortModel, RescoreSettings, RescoreCohortConfig, str], Iterator[SlideAgreement]]
 """Scores slides: (orders, model, settings, configuration, kind of device)."""
 
 
@@ -51,7 +50,7 @@ def rescore_cohort(
 
     Args:
         config: the settings.
-        model: the heavy model.
+        model: the heavy model; an `EmbeddingModel` where embeddings are asked for.
         engine: what executes; Ray when not given.
         say: told of each slide when it is done.
 
@@ -64,11 +63,16 @@ def rescore_cohort(
     identity = read_identity(store)
     _require_same_classes(identity, model)
     parse_where(config.where, identity.ontology)
-    orders = _orders(config, store)
+    orders = orders_of(store, config.slides, secret=read_secret(config.pseudonymize), wanted=config.slide_id)
+    if not orders:
+        raise ValueError(f"--slides holds none of the finished slides of {store.url}.")
     device = choose_device(config.device)
     batch_size = config.batch_size or DEFAULT_BATCH_SIZES[device]
-    settings = _settings(config, identity, model, store=store, num_slides=len(orders), batch_size=batch_size)
-    ready = model.prepared(device=device, batch_size=batch_size)
+    settings = replace(
+        _settings(config, identity, model, store=store, num_slides=len(orders), batch_size=batch_size),
+        embedding=_embedding(config, model, device=device, batch_size=batch_size),
+    )
+    ready = model if config.embeddings else model.prepared(device=device, batch_size=batch_size)
     found: list[SlideAgreement] = []
     for slide in (engine or ray_slides)(orders, ready, settings, config, device):
         say(slide)
@@ -79,57 +83,36 @@ def rescore_cohort(
 
 
 def serial_slides(
-    orders: list[RescoreOrder],
+    orders: list[SlideOrder],
     model: CohortModel,
     settings: RescoreSettings,
     config: RescoreCohortConfig,
     device: str,
 ) -> Iterator[SlideAgreement]:
     """One slide after the other, in this process."""
-    source = model.open(device=device, batch_size=settings.batch_size, num_threads=config.threads_per_worker)  # type: ignore[arg-type]
+    source = _opened(model, settings, device=device, num_threads=config.threads_per_worker)
     for order in orders:
         yield rescore_slide(order, model, source, settings)
 
 
 def ray_slides(
-    orders: list[RescoreOrder],
+    orders: list[SlideOrder],
     model: CohortModel,
     settings: RescoreSettings,
     config: RescoreCohortConfig,
     device: str,
 ) -> Iterator[SlideAgreement]:
     """Slides spread over the workers of the Ray cluster there is, or of a local one."""
-    with ray_session(object_store_bytes=_STORE_BYTES):
-        import ray
-        import ray.data
-
-        quieten()
-        resources = ray.cluster_resources()
-        sizes = pool_sizes(
-            num_workers=config.num_workers,
-            threads_per_worker=config.threads_per_worker,
-            cluster_cpus=resources.get("CPU", 1.0),
-            cluster_gpus=resources.get("GPU", 0.0),
-            device=device,
-        )
-        one_by_one: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
-        results = ray.data.from_arrow([order.to_table() for order in orders]).map_batches(
-            _RescoreSlides,
-            fn_constructor_kwargs={
-                "model": SharedModel(model),
-                "settings": settings,
-                "device": device,
-                "num_threads": config.threads_per_worker,
-            },
-            num_cpus=sizes.segmenter_cpus,
-            num_gpus=sizes.segmenter_gpus or None,
-            compute=ray.data.ActorPoolStrategy(
-                size=min(sizes.num_segmenters, max(1, len(orders))), max_tasks_in_flight_per_actor=1
-            ),
-            **one_by_one,
-        )
-        for table in results.iter_batches(prefetch_batches=0, **one_by_one):
-            yield SlideAgreement.of_table(table)
+    tables = ray_workers(
+        _RescoreSlides,
+        orders,
+        model=model,
+        settings=settings,
+        device=device,
+        num_workers=config.num_workers,
+        threads_per_worker=config.threads_per_worker,
+    )
+    yield from map(SlideAgreement.of_table, tables)
 
 
 class _RescoreSlides:
@@ -140,31 +123,45 @@ class _RescoreSlides:
     ) -> None:
         pin_threads(num_threads)
         self._model, self._settings = model(), settings
-        self._source = self._model.open(
-            device=device,  # type: ignore[arg-type]
-            batch_size=settings.batch_size,
-            num_threads=num_threads,
-        )
+        self._source = _opened(self._model, settings, device=device, num_threads=num_threads)
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        return rescore_slide(RescoreOrder.of_table(table), self._model, self._source, self._settings).to_table()
+        return rescore_slide(SlideOrder.of_table(table), self._model, self._source, self._settings).to_table()
 
 
-def _orders(config: RescoreCohortConfig, store: ObjectStore) -> list[RescoreOrder]:
-    statuses = {status.slide_id: status for status in read_statuses(store) if status.outcome == "done"}
-    sources = {
-        source.slide_id: source
-        for source in list_sources(config.slides, secret=read_secret(config.pseudonymize))
-        if source.problem is None
-    }
-    for slide_id in config.slide_id:
-        if slide_id not in statuses or slide_id not in sources:
-            where = f"finished in {store.url}" if slide_id not in statuses else "among --slides"
-            raise ValueError(f"--slide-id {slide_id} is not {where}.")
-    wanted = config.slide_id or tuple(sorted(statuses.keys() & sources.keys()))
-    if not wanted:
-        raise ValueError(f"--slides holds none of the {len(statuses)} finished slides of {store.url}.")
-    return [RescoreOrder(statuses[slide_id], sources[slide_id]) for slide_id in wanted]
+def _opened(
+    model: CohortModel, settings: RescoreSettings, *, device: str, num_threads: int
+) -> MapSource | FeatureSource:
+    """The model for maps, or for maps and features in one pass."""
+    kind = cast("DeviceKind", device)
+    if settings.embedding is None:
+        return model.open(device=kind, batch_size=settings.batch_size, num_threads=num_threads)
+    features = cast(EmbeddingModel, model)
+    return features.open_features(device=kind, batch_size=settings.batch_size, num_threads=num_threads, with_maps=True)
+
+
+def _embedding(
+    config: RescoreCohortConfig, model: CohortModel, *, device: str, batch_size: int
+) -> EmbeddingRecord | None:
+    """What embeddings are to be stored, if any."""
+    if not config.embeddings:
+        return None
+    features = cast(EmbeddingModel, model)
+    layer = features.layer
+    backend = features.features_backend(cast("DeviceKind", device), with_maps=True)
+    return EmbeddingRecord(
+        slide_id="",
+        embedded_by="teacher",
+        model_name=model.name,
+        model_digest=model.digest,
+        model_version=model.version,
+        layer=layer.name,
+        layer_stride_px=layer.stride_px,
+        layer_mpp=model.target_mpp,
+        backend=f"{backend}, batches of {batch_size}, threads {config.threads_per_worker}",
+        where=config.where,
+        cells_sha256="",
+    )
 
 
 def _settings(
@@ -190,6 +187,7 @@ def _settings(
         batch_size=batch_size,
         most_tiles=most,
         replace=config.replace,
+        embedding=None,
         slide_cache=SlideCache(
             folder=Path(config.slide_cache) if config.slide_cache else default_cache_folder(),
             max_bytes=int(config.slide_cache_gib * (1 << 30)),

@@ -4,7 +4,7 @@ A cell's class is the vote of its pixels' class probabilities, background left o
 those of the student's outline, from whichever tile's core holds them. Memory holds one batch of tiles.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,10 +14,25 @@ from shapely.geometry import Polygon
 
 from cellmill.cohort.field import ReadsPixels
 from cellmill.cohort.sources import MapSource, TileBatch
+from cellmill.embedding.pooling import CellPool, cover_of_pixels
+from cellmill.embedding.sources import FeatureSource
 from cellmill.grid import Box, TileGeometry
 from cellmill.rescore.choosing import ChosenCells, TileIndex
 
-__all__ = ["CellScores", "score_cells"]
+__all__ = ["CellScores", "Pooled", "score_cells"]
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """A heavy model that is asked for its cells' embeddings in the same pass."""
+
+    source: FeatureSource
+    """Opened with maps."""
+    layer_stride_px: int
+    take: Callable[[npt.NDArray[np.int64], npt.NDArray[np.float16]], None]
+    """Takes rows and vectors (n, D), rows ascending, as soon as all their tiles have been looked at."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +61,7 @@ def score_cells(
     slide: ReadsPixels,
     cells: ChosenCells,
     tiles: Sequence[Sequence[TileIndex]],
-    source: MapSource,
+    source: MapSource | Pooled,
     *,
     slide_id: str,
     geometry: TileGeometry,
@@ -57,9 +72,10 @@ def score_cells(
 
     Args:
         slide: open, on the heavy model's grid.
-        cells: outlines on that grid.
+        cells: outlines on that grid; where embeddings are wanted, about from top to bottom, as ids are: sums of all
+            cells below one whose tiles are still to come are kept.
         tiles: of each cell, those whose cores it touches.
-        source: the heavy model.
+        source: the heavy model, asked for embeddings or not.
         slide_id: the slide.
         geometry: the model's tiles.
         num_classes: of its ontology.
@@ -80,19 +96,82 @@ def score_cells(
             pixels = np.stack([_read(slide, geometry.window(i, j), unreadable, cells_of[i, j]) for i, j in group])
             yield TileBatch(slide_id, np.array(group, np.int64).reshape(-1, 2), pixels)
 
-    done = 0
-    for maps in source.predict(batches()):
-        for prob in maps.prob:  # (C + 1, h, w)
-            index = ordered[done]
-            done += 1
-            core = geometry.core(*index)
-            for row in cells_of[index]:
-                inside, rows, columns = _pixels_of(cells.outlines_px[row], core)
-                sums[row] += prob[:, rows, columns][:, inside].sum(axis=1, dtype=np.int64)
-                counts[row] += int(inside.sum())
+    pooling = _Pooling(source, tiles, unreadable, geometry) if isinstance(source, Pooled) else None
+    for index, (prob, features) in zip(ordered, _predicted(source, batches()), strict=True):
+        core = geometry.core(*index)
+        covered: list[tuple[int, npt.NDArray[np.int64], npt.NDArray[np.int64]]] = []
+        for row in cells_of[index]:
+            inside, rows, columns = _pixels_of(cells.outlines_px[row], core)
+            sums[row] += prob[:, rows, columns][:, inside].sum(axis=1, dtype=np.int64)
+            counts[row] += int(inside.sum())
+            if pooling is not None:
+                y, x = np.nonzero(inside)
+                covered.append((row, y + rows.start, x + columns.start))
+        if pooling is not None:
+            assert features is not None
+            pooling.add(index, covered, features)
+    if pooling is not None:
+        pooling.finish()
     for row in unreadable:
         sums[row], counts[row] = 0, 0
     return CellScores(sums, counts)
+
+
+def _predicted(
+    source: MapSource | Pooled, batches: Iterable[TileBatch]
+) -> Iterator[tuple[npt.NDArray[np.uint8], Floats | None]]:
+    """Probabilities (C + 1, h, w) of each tile's core, and features (h / s, w / s, D) where they were asked for."""
+    if isinstance(source, Pooled):
+        for found in source.source.features(batches):
+            assert found.maps is not None, "opened with maps"
+            yield from zip(found.maps.prob, found.features, strict=True)
+        return
+    for maps in source.predict(batches):
+        # What a GPU made is brought here: few tiles, and outlines are looked up on the host.
+        prob = maps.prob if isinstance(maps.prob, np.ndarray) else maps.prob.cpu().numpy()
+        for one in prob:
+            yield one, None
+
+
+class _Pooling:
+    """Sums of the cells' features, handed on row by row as cells are complete."""
+
+    def __init__(
+        self, pooled: Pooled, tiles: Sequence[Sequence[TileIndex]], unreadable: set[int], geometry: TileGeometry
+    ) -> None:
+        self._pooled, self._unreadable = pooled, unreadable
+        self._side = geometry.stride_px // pooled.layer_stride_px
+        self._last_tile_rows = np.array([max((j for _, j in indices), default=-1) for indices in tiles], np.int64)
+        self._pool: CellPool | None = None
+        self._tile_row = 0
+
+    def add(
+        self,
+        index: TileIndex,
+        covered: list[tuple[int, npt.NDArray[np.int64], npt.NDArray[np.int64]]],
+        features: Floats,
+    ) -> None:
+        """Add a tile's features to the cells (row, y, x of pixels) that lie on it."""
+        self._pool = self._pool or CellPool(features.shape[-1])
+        if index[1] > self._tile_row:
+            later = np.flatnonzero(self._last_tile_rows > index[1] - 1)
+            self._take(int(later[0]) if len(later) else len(self._last_tile_rows))
+            self._tile_row = index[1]
+        rows = np.concatenate([np.full(len(y), row, np.int64) for row, y, _ in covered])
+        places = [np.concatenate([entry[axis] for entry in covered]) for axis in (1, 2)]
+        stride_px = self._pooled.layer_stride_px
+        self._pool.add(cover_of_pixels(rows, places[0], places[1], side=self._side, stride_px=stride_px), features)
+
+    def finish(self) -> None:
+        """Hand on what is left."""
+        self._take(len(self._last_tile_rows))
+
+    def _take(self, stop: int) -> None:
+        if self._pool is None:
+            return
+        rows, vectors = self._pool.take(stop)
+        readable = np.array([row not in self._unreadable for row in rows.tolist()], np.bool_)
+        self._pooled.take(rows[readable], vectors[readable])
 
 
 def _read(slide: ReadsPixels, window: Box, unreadable: set[int], rows: list[int]) -> npt.NDArray[np.uint8]:

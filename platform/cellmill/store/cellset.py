@@ -15,7 +15,13 @@ from cellmill.grid import FieldSpec
 from cellmill.store.attempts import Attempt, begin_attempt, end_attempt, list_attempts
 from cellmill.store.claims import ClaimBook
 from cellmill.store.commit import commit_slide, finished_fields
-from cellmill.store.discard import discard_other_work, remove_outputs, remove_rescored, remove_work
+from cellmill.store.discard import (
+    discard_other_work,
+    remove_embeddings,
+    remove_outputs,
+    remove_rescored,
+    remove_work,
+)
 from cellmill.store.errors import SlideChangedError, SlideForgottenError
 from cellmill.store.identity import CellSetIdentity, create_or_check
 from cellmill.store.layout import WORK_FOLDER, work_prefix
@@ -226,7 +232,15 @@ class CellSet:
             write_status(self.store, status)
             remove_outputs(self.store, slide_id)
             remove_rescored(self.store, slide_id)
-            for folder, suffix in (("cells", "parquet"), ("rescored", "parquet"), ("slides", "sha256")):
+            remove_embeddings(self.store, slide_id)
+            for folder, suffix in (
+                ("cells", "parquet"),
+                ("rescored", "parquet"),
+                ("embeddings", "parquet"),
+                ("embeddings", "json"),
+                ("retyped", "parquet"),
+                ("slides", "sha256"),
+            ):
                 self.store.sweep(folder, name=f"{slide_id}.{suffix}")
             self.refresh_slides_table()
             self.end_slide(slide_id)

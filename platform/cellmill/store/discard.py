@@ -1,19 +1,23 @@
 """Taking things of a slide out again, in an order that leaves nothing misleading wherever a driver is killed."""
 
 from cellmill.store.layout import (
+    RETYPED_FOLDER,
     attempts_prefix,
     cells_key,
     claims_prefix,
     digests_key,
+    embedding_record_key,
+    embeddings_key,
     mask_prefix,
     rescored_key,
+    retyped_key,
     work_marker_key,
     work_prefix,
 )
 from cellmill.store.objects import ObjectStore
 from cellmill.store.work import SlideWork
 
-__all__ = ["discard_other_work", "remove_outputs", "remove_rescored", "remove_work"]
+__all__ = ["discard_other_work", "remove_embeddings", "remove_outputs", "remove_rescored", "remove_work"]
 
 
 def discard_other_work(store: ObjectStore, work: SlideWork) -> None:
@@ -45,6 +49,15 @@ def remove_outputs(store: ObjectStore, slide_id: str) -> None:
 def remove_rescored(store: ObjectStore, slide_id: str) -> None:
     """Remove a teacher's scores of the slide's cells."""
     store.delete(rescored_key(slide_id))
+
+
+def remove_embeddings(store: ObjectStore, slide_id: str) -> None:
+    """Remove all vectors of the slide's cells, and what was said of the cells by them; records go before tables."""
+    for name in store.list_names(RETYPED_FOLDER):
+        store.delete(retyped_key(name, slide_id))
+    for embedded_by in ("student", "teacher"):
+        store.delete(embedding_record_key(embedded_by, slide_id))
+        store.delete(embeddings_key(embedded_by, slide_id))
 
 
 def remove_work(store: ObjectStore, slide_id: str) -> None:

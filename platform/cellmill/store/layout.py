@@ -6,7 +6,9 @@ from cellmill.store.errors import UnsafeNameError
 
 __all__ = [
     "CELLSET_KEY",
+    "EMBEDDINGS_FOLDER",
     "RESCORED_TABLE_KEY",
+    "RETYPED_FOLDER",
     "SLIDES_TABLE_KEY",
     "STATUS_FOLDER",
     "WORK_FOLDER",
@@ -15,11 +17,15 @@ __all__ = [
     "check_slide_id",
     "claims_prefix",
     "digests_key",
+    "embedding_record_key",
+    "embeddings_key",
     "mask_prefix",
     "mask_shard_key",
     "part_key",
     "parts_prefix",
     "rescored_key",
+    "retyped_key",
+    "retyped_prefix",
     "status_key",
     "work_marker_key",
     "work_prefix",
@@ -29,6 +35,8 @@ CELLSET_KEY = "cellset.json"
 SLIDES_TABLE_KEY = "slides.parquet"
 RESCORED_TABLE_KEY = "rescored.parquet"
 STATUS_FOLDER = "slides"
+EMBEDDINGS_FOLDER = "embeddings"
+RETYPED_FOLDER = "retyped"
 WORK_FOLDER = "_work"
 
 _SAFE_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
@@ -56,6 +64,26 @@ def cells_key(slide_id: str) -> str:
 def rescored_key(slide_id: str) -> str:
     """A teacher's scores of the slide's cells."""
     return f"rescored/{check_slide_id(slide_id)}.parquet"
+
+
+def embeddings_key(embedded_by: str, slide_id: str) -> str:
+    """Vectors of the slide's cells; `embedded_by` is `student` or `teacher`."""
+    return f"{EMBEDDINGS_FOLDER}/{check_slide_id(embedded_by)}/{check_slide_id(slide_id)}.parquet"
+
+
+def embedding_record_key(embedded_by: str, slide_id: str) -> str:
+    """What those vectors are; its presence is what 'they are there' means."""
+    return f"{EMBEDDINGS_FOLDER}/{check_slide_id(embedded_by)}/{check_slide_id(slide_id)}.json"
+
+
+def retyped_prefix(name: str) -> str:
+    """Everything of one fitted type head: itself and its answers."""
+    return f"{RETYPED_FOLDER}/{check_slide_id(name)}"
+
+
+def retyped_key(name: str, slide_id: str) -> str:
+    """The head's answers for the slide's cells."""
+    return f"{retyped_prefix(name)}/{check_slide_id(slide_id)}.parquet"
 
 
 def status_key(slide_id: str) -> str:

@@ -22,7 +22,7 @@ from cellmill_schemas.slides import SlideStatus
 if TYPE_CHECKING:
     import geopandas as gpd
 
-__all__ = ["Scores", "open_cells", "read_cells_geodataframe"]
+__all__ = ["Scores", "finished_slides", "open_cells", "read_cells_geodataframe", "scan_tables"]
 
 Scores = Literal["student", "teacher", "best"]
 """Whose types cells have: those of the run, those of a second opinion, or the second where there is one."""
@@ -77,10 +77,10 @@ def open_cells(
         kept.append(pl.col("confidence") >= min_confidence)
     if region is not None:
         kept += within_region(region)
-    done = [status for status in _finished(store, slide_ids) if status.outcome == "done"]
+    done = [status for status in finished_slides(store, slide_ids) if status.outcome == "done"]
     slides = pl.DataFrame(statuses_table(done))
     if done:
-        cells = _scan(store, [cells_key(status.slide_id) for status in done])
+        cells = scan_tables(store, [cells_key(status.slide_id) for status in done])
     else:
         cells = pl.DataFrame(cell_schema(identity.ontology).empty_table()).lazy()
     if scores != "student":
@@ -104,7 +104,7 @@ def _with_scores(
         scored_by = read_scored_by(store, status.slide_id)
         if scored_by is not None and scored_by.cells_sha256 == status.cells_sha256:
             slide_id = pl.lit(status.slide_id, dtype=pl.Categorical).alias("slide_id")
-            frames.append(_scan(store, [rescored_key(status.slide_id)]).with_columns(slide_id))
+            frames.append(scan_tables(store, [rescored_key(status.slide_id)]).with_columns(slide_id))
     nothing = pl.lit(None, dtype=pl.Boolean).alias("agrees")
     if not frames:
         unscored = cells.with_columns(pl.lit("student").alias("scored_by"), nothing)
@@ -142,7 +142,12 @@ def read_cells_geodataframe(url: str | Path, slide_id: str) -> "gpd.GeoDataFrame
     return gpd.read_parquet(table)  # pyright: ignore[reportArgumentType] - takes any file, its stub says path
 
 
-def _finished(store: ObjectStore, slide_ids: Iterable[str] | None) -> list[SlideStatus]:
+def finished_slides(store: ObjectStore, slide_ids: Iterable[str] | None) -> list[SlideStatus]:
+    """Statuses of all slides, or of slides that are done by their ids.
+
+    Raises:
+        FileNotFoundError: when a slide asked for is not done, saying how it stands.
+    """
     if slide_ids is None:
         return read_statuses(store)
     return [_finished_slide(store, slide_id) for slide_id in sorted(set(slide_ids))]
@@ -156,7 +161,8 @@ def _finished_slide(store: ObjectStore, slide_id: str) -> SlideStatus:
     return status
 
 
-def _scan(store: ObjectStore, keys: list[str]) -> pl.LazyFrame:
+def scan_tables(store: ObjectStore, keys: list[str]) -> pl.LazyFrame:
+    """Parquet objects of a store, one behind the other, read when they are asked for."""
     if store.is_local:
         return pl.scan_parquet([store.path(key) for key in keys], glob=False)
     if store.url.startswith(_SCANNED_BY_POLARS):

@@ -18,10 +18,19 @@ import pyarrow.parquet as pq
 
 from cellmill.store.errors import UnsafeNameError
 from cellmill.store.identity import CellSetIdentity, read_identity
-from cellmill.store.layout import CELLSET_KEY, RESCORED_TABLE_KEY, SLIDES_TABLE_KEY, STATUS_FOLDER, check_slide_id
+from cellmill.store.layout import (
+    CELLSET_KEY,
+    EMBEDDINGS_FOLDER,
+    RESCORED_TABLE_KEY,
+    RETYPED_FOLDER,
+    SLIDES_TABLE_KEY,
+    STATUS_FOLDER,
+    check_slide_id,
+)
 from cellmill.store.objects import ObjectStore
 from cellmill.store.seal import is_sealed
 from cellmill.store.statuses import statuses_table
+from cellmill.verify.added import check_added
 from cellmill.verify.findings import Findings, VerifyReport
 from cellmill.verify.listing import keys_below, symbolic_links, top_names
 from cellmill.verify.scores import check_scores
@@ -31,7 +40,7 @@ from cellmill_schemas.slides import SlideStatus
 __all__ = ["verify_cellset"]
 
 _CELLS, _MASKS, _RESCORED, _WORK = "cells", "masks", "rescored", "_work"
-_FOLDERS = {_CELLS, _MASKS, _RESCORED, _WORK, STATUS_FOLDER}
+_FOLDERS = {_CELLS, _MASKS, _RESCORED, _WORK, STATUS_FOLDER, EMBEDDINGS_FOLDER, RETYPED_FOLDER}
 _SUFFIXES = {
     _CELLS: (".parquet",),
     _MASKS: (".ome.zarr",),
@@ -69,6 +78,7 @@ def verify_cellset(
         findings.add("missing", f"{STATUS_FOLDER}/{slide_id}.json", "the slide has no status", slide_id=slide_id)
     _check_slides_table(store, statuses, findings, is_there=SLIDES_TABLE_KEY in top)
     check_scores(store, slides, statuses, findings, has_table=RESCORED_TABLE_KEY in top)
+    check_added(store, {status.slide_id: status for status in statuses}, findings, with_content=with_content)
     for key in symbolic_links(store):
         findings.add("stray", key, "it is a symbolic link; a cell set consists of plain files")
     return VerifyReport(

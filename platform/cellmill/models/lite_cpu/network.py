@@ -7,7 +7,7 @@ Near the end only the core and what it can see is computed: the head sees one pi
 each side, and so on down; the margin's outputs would be cut off.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -47,6 +47,15 @@ class _Step:
     run: Callable[[Span, int], None]
 
 
+@dataclass(frozen=True)
+class _Layer:
+    """Where an inner layer's output lies once the first `num_steps` steps have run, behind one line and column."""
+
+    plane: Plane
+    scale: int
+    num_steps: int
+
+
 class CompiledLite:
     """A `lite` network for tiles of `config.tile_px`, ready to run. Not for two threads at once."""
 
@@ -61,12 +70,26 @@ class CompiledLite:
         self._prob = np.empty((config.num_outputs - 2, stride, stride), np.uint8)
         self._tile = np.empty((config.tile_px, config.tile_px, 3), np.uint8)
         self._steps: list[_Step] = []
+        self._layers: dict[str, _Layer] = {}
         self._lay_out()
 
     def run(self, tile: npt.NDArray[np.uint8], flow: npt.NDArray[np.int16], prob: npt.NDArray[np.uint8]) -> None:
         """Maps of one tile (tile, tile, 3) into `flow` (2, stride, stride) and `prob` (C + 1, stride, stride)."""
         self._tile[:] = tile
-        for step in self._steps:
+        self._run(self._steps)
+        flow[:], prob[:] = self._flow, self._prob
+
+    def features(self, tile: npt.NDArray[np.uint8], name: str) -> npt.NDArray[np.float32]:
+        """Output (h, w, D) of the decoder's layer `name` (`fuse.1` and coarser) over the tile's core."""
+        layer, config = self._layers[name], self._config
+        self._tile[:] = tile
+        self._run(self._steps[: layer.num_steps])
+        stride = 2 << layer.scale
+        rows = slice(1 + config.margin_px // stride, 1 + (config.tile_px - config.margin_px) // stride)
+        return layer.plane[rows, rows, : config.decoder_channels[layer.scale]].copy()
+
+    def _run(self, steps: Sequence[_Step]) -> None:
+        for step in steps:
             if self._pool is None:
                 step.run(step.rows, 0)
                 continue
@@ -75,7 +98,6 @@ class CompiledLite:
             step.run(parts[0], 0)
             for other in others:
                 other.result()
-        flow[:], prob[:] = self._flow, self._prob
 
     def _lay_out(self) -> None:
         config = self._config
@@ -93,6 +115,7 @@ class CompiledLite:
             merged = self._merge(merged, features[scale], scale, needed[scale])
             if scale:
                 self._block(f"fuse.{scale}", merged, scale, needed[scale])
+                self._layers[f"fuse.{scale}"] = _Layer(merged, scale, num_steps=len(self._steps))
             else:
                 width = config.decoder_channels[0]
                 merged = self._convolution("fuse.0", merged, 0, width, num_inputs=width, span=needed[0])
