@@ -63,9 +63,11 @@ audit: $(filter .uv/bin/uv,$(UV))
 fuzz: $(STAMP)
 	nice -n 19 $(PY) tests/fuzz_slides.py --count 2000 --log .fuzz/slides.jsonl --data ../shared/data $(FUZZ)
 
-# Hundreds of faults between any two writes, and outputs as of a quiet run. CHAOS="--seed 5" takes others.
+# Hundreds of faults between any two writes, then more on a Ray cluster of several nodes, which goes on where it was
+# stopped; outputs as of a quiet run. CHAOS="--seed 5" and CHAOS_RAY="--faults 300" take others.
 chaos: $(STAMP)
-	nice -n 19 $(PY) tests/chaos.py --faults 200 $(CHAOS)
+	nice -n 10 $(PY) tests/chaos.py --faults 200 $(CHAOS)
+	nice -n 10 $(PY) tests/chaos_ray.py --faults 120 --log .chaos/ray.jsonl $(CHAOS_RAY)
 
 format: $(STAMP)
 	$(VENV)/bin/ruff format .

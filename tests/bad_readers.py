@@ -17,7 +17,9 @@ def open_badly(path: str) -> SlideReader:
     if name.startswith("hangs"):
         time.sleep(600)
     reader = open_slide(path)
-    return _CrashingReader(reader) if name.startswith("crashes_at_read") else reader  # type: ignore[return-value]
+    if name.startswith("crashes_at_read"):
+        return _CrashingReader(reader)  # type: ignore[return-value]
+    return _HungryReader(reader) if name.startswith("eats_memory") else reader  # type: ignore[return-value]
 
 
 class _CrashingReader:
@@ -31,3 +33,13 @@ class _CrashingReader:
 
     def read_block(self, level: int, x: int, y: int, width: int, height: int) -> None:
         os.kill(os.getpid(), signal.SIGSEGV)
+
+
+class _HungryReader(_CrashingReader):
+    """Opens well; the pixels take all the memory there is."""
+
+    def read_block(self, level: int, x: int, y: int, width: int, height: int) -> None:
+        hoard: list[bytes] = []
+        while True:
+            hoard.append(b"x" * (1 << 22))
+            time.sleep(0.001)

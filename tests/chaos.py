@@ -2,7 +2,7 @@
 
 In: a seed and a number of faults. Out: a cell set that must be, byte for byte, what a quiet run leaves. A driver that
 dies here dies in this process, in the serial engine: from that moment on not one of its writes happens, its clean-up's
-included, as after a kill -9. `test_driver_killed.py` kills real processes; `make chaos` runs this one long.
+included, as after a kill -9. `chaos_ray.py` kills real processes on a Ray cluster; `make chaos` runs both long.
 """
 
 import argparse
@@ -18,16 +18,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
 import pytest
-import zarr
+from chaos_checks import assert_as_quiet, assert_visible_is_whole, lasting_objects
 from cohort_helpers import run
 from oracle import OracleModel, make_slide
 
 from cellmill.slides import isolation
 from cellmill.store import claims, objects
 from cellmill.store.objects import ObjectStore
-from cellmill.verify import verify_cellset
 
 FAULTS = ("driver dies before a write", "driver dies after a write", "disk full", "reader killed")
 FIELD_PX = 256
@@ -119,13 +117,6 @@ def under(fire: Fire) -> Generator[None]:
     objects.os.fsync = fsync
 
 
-def contents(out: Path) -> dict[str, bytes]:
-    """Tables as bytes, masks as pixels."""
-    found = {name: (out / "cells" / f"{name}.parquet").read_bytes() for name in NAMES}
-    masks = {name: zarr.open_group(out / "masks" / f"{name}.ome.zarr", mode="r")["0"][:] for name in NAMES}
-    return found | {f"mask {name}": np.asarray(mask).tobytes() for name, mask in masks.items()}
-
-
 def chaos(folder: Path, *, seed: int, num_faults: int) -> Counter[str]:
     """Run a small cohort again and again until so many faults have happened, then let it finish.
 
@@ -140,7 +131,7 @@ def chaos(folder: Path, *, seed: int, num_faults: int) -> Counter[str]:
     model = OracleModel(slides)
     settings = {"field_px": FIELD_PX, "max_attempts": 1_000_000}
     assert run(slides, folder / "quiet", model, **settings).all_done
-    quiet = contents(folder / "quiet")
+    quiet = lasting_objects(str(folder / "quiet"))
     fire = Fire(random.Random(seed))
     out, number = folder / "out-0", 0
     while fire.happened.total() < num_faults:
@@ -150,28 +141,17 @@ def chaos(folder: Path, *, seed: int, num_faults: int) -> Counter[str]:
                 whole = run(slides, out, model, **settings).all_done
             except (Killed, objects.OutputError):
                 whole = False
-        for name in NAMES:  # whatever is visible is whole, at any time
-            table = out / "cells" / f"{name}.parquet"
-            assert not table.exists() or table.read_bytes() == quiet[name], (seed, fire.happened.total(), name)
+        assert_visible_is_whole(str(out), quiet)
         if whole:
             # What a full disk kept from being tidied up (the table of slides, a work folder) the same command does.
             assert run(slides, out, model, **settings).all_done
-            assert_as_quiet(out, quiet)
+            assert_as_quiet(str(out), quiet)
             number += 1
             out = folder / f"out-{number}"
     with under(Fire(random.Random(0))):
         assert run(slides, out, model, **settings).all_done
-    assert_as_quiet(out, quiet)
+    assert_as_quiet(str(out), quiet)
     return fire.happened
-
-
-def assert_as_quiet(out: Path, quiet: dict[str, bytes]) -> None:
-    """Nothing lost, nothing twice, nothing left over."""
-    assert contents(out) == quiet
-    findings = verify_cellset(out).findings
-    assert not findings, findings
-    left = [path for path in out.rglob("*") if path.is_file() and ("_work" in path.parts or path.suffix == ".tmp")]
-    assert not left, left
 
 
 def main() -> int:

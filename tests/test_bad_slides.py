@@ -44,7 +44,7 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Sl
     manifest.write_text("slide,mpp\nmpp_of_0.tif,0\n", encoding="utf-8")
     write_tiff(folder / "glass.tif", np.full((260, 300, 3), 246, np.uint8), mpp=(0.5, 0.5))
     make_slide(folder / "smaller_than_a_tile.tif", width=90, height=70)
-    for name in ("crashes_at_open", "crashes_at_read", "hangs"):
+    for name in ("crashes_at_open", "crashes_at_read", "eats_memory", "hangs"):
         shutil.copy(folder / "good.tif", folder / f"{name}.tif")
     out = folder / "out"
     slides = [
@@ -53,7 +53,9 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Sl
         str(folder / "gone.svs"),
         str(manifest),
     ]
-    report = run(slides, out, reader="bad_readers:open_badly", reader_timeout_seconds=15, max_attempts=2)
+    report = run(
+        slides, out, reader="bad_readers:open_badly", reader_timeout_seconds=15, reader_memory_gib=0.5, max_attempts=2
+    )
     return out, by_id(report)
 
 
@@ -75,6 +77,7 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Sl
         ("mpp_of_0", "failed", ["The scale given", "0 x 0 um/px", "manifest's `mpp`"]),
         ("crashes_at_open", "failed", ["failed 2 times", "SIGSEGV", "--max-attempts"]),
         ("crashes_at_read", "failed", ["failed 2 times", "SIGSEGV", "reading level 0"]),
+        ("eats_memory", "failed", ["failed 2 times", "more than the 512 MiB allowed"]),
         ("hangs", "failed", ["failed 2 times", "no answer in 15 s"]),
     ],
 )
