@@ -28,7 +28,7 @@ from cellmill_training.selecting.job import main
 from cellmill_training.selecting.project import ProjectSource, write_tile_project
 from cellmill_training.selecting.rare_cohort import cells_in_tiles, labelled_tiles, write_rare_cohort
 from cellmill_training.selecting.run import select_tiles
-from cellmill_training.selecting.seeds import presence_from_cells, tiles_of_datasets, tiles_of_image
+from cellmill_training.selecting.seeds import Rarity, presence_from_cells, tiles_of_datasets, tiles_of_image
 from cellmill_training.selecting.settings import SelectTilesSettings
 from cellmill_training.selecting.slide_tiles import SlideTask, SlideTiles, load_features, measure_slide, tissue_share
 
@@ -299,11 +299,13 @@ def test_slides_with_a_rare_type_give_several_times_more_of_it_than_random_choic
     ]
     images = labelled_tiles(num_tiles=70, side_px=224, share=0.3, seed=3)
     dataset = write_dataset(tmp_path / "labelled", images, ontology=REFINED)
-    labelled = LabelledTiles.joined(list(tiles_of_datasets([dataset], REFINED, encoders, tile_px=224)))
+    labelled = LabelledTiles.joined(
+        list(tiles_of_datasets([dataset], REFINED, encoders, tile_px=224, rarity=Rarity.of(REFINED)))
+    )
     selection = choose_tiles(
         [CandidateSlide(s.slide_id, "", partial(load_features, s), np.zeros(len(s), np.bool_)) for s in slides],
         labelled,
-        SelectionConfig(tiles_per_cohort=6, members=3, folds=2, inner_folds=2, epochs=15),
+        SelectionConfig(tiles_per_cohort=6, members=3, folds=2, inner_folds=2, iterations=40),
         feature_sets=("lite:mean", "lite:extremes"),
         rare=["neutrophil"],
     )

@@ -6,14 +6,15 @@ from functools import partial
 import numpy as np
 import pytest
 
+from cellmill_schemas.ontology import get_ontology
 from cellmill_training.selecting.choosing import CandidateSlide, Selection, choose_tiles, scalings_of
 from cellmill_training.selecting.classifiers import Design, LabelledTiles, TypeClassifier, folds_of, learn_type
 from cellmill_training.selecting.config import SelectionConfig
-from cellmill_training.selecting.seeds import rare_types
+from cellmill_training.selecting.seeds import Rarity, rows_to_learn_from
 
 SETS = ("net:mean", "net:extremes")
 SMALL = SelectionConfig(
-    tiles_per_cohort=24, clusters=10, members=3, folds=2, inner_folds=2, epochs=15, hidden=((16,), (16, 8))
+    tiles_per_cohort=24, clusters=10, members=3, folds=2, inner_folds=2, iterations=40, hidden=((16,), (16, 8))
 )
 RARITY = 0.04
 
@@ -146,21 +147,29 @@ def test_where_one_slide_holds_the_type_tiles_are_divided_and_the_report_says_so
 
 
 def test_types_are_rare_by_their_share_of_tiles_that_are_known() -> None:
-    present = {
-        "common": np.array([1, 1, 0, 0, 1], np.int8),
-        "rare": np.array([1, 0, 0, 0, 0], np.int8),
-        "hidden": np.array([1, -1, -1, -1, -1], np.int8),
-        "absent": np.zeros(5, np.int8),
-    }
-    tiles = LabelledTiles(("s",) * 5, ("",) * 5, {}, present)
-    assert rare_types(tiles, rare_below=0.2) == ("rare",)
+    ontology = get_ontology("monusac4")  # epithelial, lymphocyte, macrophage, neutrophil
+    rarity = Rarity.of(ontology)
+    rarity.count(np.array([[1, 1, 1, 0], [1, 0, -1, 0], [0, 0, -1, 0]], np.int8))
+    rarity.count(np.array([[0, 0, -1, 0], [1, 0, -1, 0]], np.int8))
+    assert rarity.rare_types(ontology, rare_below=0.2) == ("lymphocyte",)
+
+
+def test_a_slide_gives_few_tiles_to_learn_from_and_all_that_hold_a_rare_type() -> None:
+    present = np.zeros((500, 2), np.int8)
+    present[:7, 0] = 1
+    present[100:400, 1] = 1
+    present[400:, 1] = -1
+    rows = rows_to_learn_from(present, seed=0)
+    assert set(range(7)) <= set(rows.tolist())
+    assert len(rows) <= 7 + 20 + 20 + 20
+    assert len(rows) == len(set(rows.tolist()))
 
 
 def test_a_classifier_repeats_to_the_last_bit() -> None:
     tiles = labelled(num_slides=3)
     slides, _ = candidates(1)
     scalings = scalings_of(slides, tiles, SETS)
-    config = SelectionConfig(members=2, folds=2, inner_folds=2, epochs=3, hidden=((8,), (8, 4)))
+    config = SelectionConfig(members=2, folds=2, inner_folds=2, iterations=10, hidden=((8,), (8, 4)))
     first, again = (learn_type(tiles, "rare", scalings, config) for _ in range(2))
     assert isinstance(first, TypeClassifier)
     assert isinstance(again, TypeClassifier)

@@ -32,8 +32,10 @@ Rows = npt.NDArray[np.int64]
 
 _MAX_A_SIDE = 1000
 """Tiles with the type, and as many without it, that one network learns from at the most."""
-_REGULARISATION = 1e-2
-_BATCH = 32
+_MAX_JUDGED = 4000
+"""Tiles with either answer that are learned from and judged at all, at the most."""
+_REGULARISATION = 1.0
+"""scikit-learn's alpha, which it divides by the number of tiles: a few dozen tiles and hundreds of features need it."""
 
 
 @dataclass(frozen=True, order=True)
@@ -130,7 +132,7 @@ def learn_type(
         scalings: by feature set.
         config: figures of the method.
     """
-    rows = tiles.known(cell_type)
+    rows = _at_most(tiles.known(cell_type), tiles.present[cell_type], seed=config.seed)
     present = tiles.present[cell_type][rows].astype(np.int64)
     num_present, num_absent = int(present.sum()), int((1 - present).sum())
     if min(num_present, num_absent) < config.min_positives:
@@ -173,6 +175,13 @@ def learn_type(
     )
 
 
+def _at_most(rows: Rows, present: npt.NDArray[np.int8], *, seed: int) -> Rows:
+    """Of the rows with either answer at most `_MAX_JUDGED`, drawn with the seed."""
+    rng = np.random.default_rng(seed)
+    sides = [rows[present[rows] == answer] for answer in (0, 1)]
+    return np.sort(np.concatenate([rng.choice(side, min(len(side), _MAX_JUDGED), replace=False) for side in sides]))
+
+
 @dataclass(frozen=True)
 class _Problem:
     """Tiles of which one type's presence is known, scaled in every way."""
@@ -191,6 +200,9 @@ class _Problem:
 
     def guesses(self, design: Design, train: Rows, test: Rows) -> npt.NDArray[np.int64]:
         inputs = self.inputs[design.feature_set, design.scaler]
+        answers = np.unique(self.present[train])
+        if len(answers) < 2:
+            return np.full(len(test), answers[0], np.int64)  # so few hold the type that none is left to learn from
         model = _fitted(inputs[train], self.present[train], design, self.config, seed=[self.config.seed])
         return (_probability(model, inputs[test]) >= 0.5).astype(np.int64)
 
@@ -259,11 +271,11 @@ def _fitted(
     rows = np.concatenate([rng.choice(side, number, replace=resample) for side in sides])
     model = MLPClassifier(
         hidden_layer_sizes=config.hidden[design.depth - 1],
+        solver="lbfgs",  # so few tiles make so few batches that adam, in any fixed number of passes, is not done
         alpha=_REGULARISATION,
-        batch_size=min(_BATCH, len(rows)),  # pyright: ignore[reportArgumentType] - its stub knows "auto" only
-        max_iter=config.epochs,
+        max_iter=config.iterations,
         random_state=int(rng.integers(2**31)),
     )
     with warnings.catch_warnings(), threadpool_limits(1):
-        warnings.simplefilter("ignore", ConvergenceWarning)  # the number of passes is the budget
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the number of iterations is the budget
         return model.fit(inputs[rows], present[rows])

@@ -44,8 +44,8 @@ class SelectionConfig:
     """Folds inside each training part, by which the design is chosen when its accuracy is estimated."""
     hidden: tuple[tuple[int, ...], tuple[int, ...]] = ((64,), (64, 32))
     """Widths of the hidden layers at the two depths."""
-    epochs: int = 60
-    """Passes over the tiles a network learns from."""
+    iterations: int = 100
+    """Steps of L-BFGS, each over all tiles that a network learns from, at the most."""
     rare_below: float = 0.2
     """Without a list of rare types: those that at most this share of the labelled tiles holds."""
     min_positives: int = 8
@@ -57,7 +57,7 @@ class SelectionConfig:
         shares = (self.rare_share, self.uncertain_share)
         if min(shares) < 0 or sum(shares) > 1:
             raise ValueError(f"rare_share and uncertain_share must be >= 0 and sum to at most 1, got {shares}.")
-        for name in ("tiles_per_cohort", "clusters", "top_tiles", "members", "epochs", "min_positives"):
+        for name in ("tiles_per_cohort", "clusters", "top_tiles", "members", "iterations", "min_positives"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
         if min(self.folds, self.inner_folds) < 2:

@@ -53,7 +53,7 @@ class Outcome:
 def rehearse(folder: Path, demo: RareDemo, *, seed: int) -> list[Outcome]:
     """Make a cohort, choose, count."""
     truth = write_rare_cohort(folder, num_slides=demo.num_slides, side_mm=demo.side_mm, share=demo.share, seed=seed)
-    if not (folder / "labelled").is_dir():
+    if not (folder / "labelled" / "index").is_dir():
         images = labelled_tiles(num_tiles=demo.num_labelled, side_px=tile_px(), share=demo.share, seed=seed)
         write_dataset(folder / "labelled", images, ontology=get_ontology("refined7"))
     outcomes: list[Outcome] = []

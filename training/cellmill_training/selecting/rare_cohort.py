@@ -44,14 +44,15 @@ def rare_style(style: TissueStyle, *, share: float) -> TissueStyle:
 
 
 def write_rare_cohort(folder: Path, *, num_slides: int, side_mm: float, share: float, seed: int) -> Mapping[str, Path]:
-    """Slides `folder/slides/<slide_id>.tif` with their truth; returns the truth's folder by slide."""
+    """Slides `folder/slides/<slide_id>.tif` with their truth, those that are not there; the truth's folder by slide."""
     truth: dict[str, Path] = {}
     for number in range(num_slides):
         slide = SyntheticSlide.draw(1000 * seed + number, width_mm=side_mm, height_mm=side_mm, mpp=_MPP)
         slide = replace(slide, style=rare_style(slide.style, share=share))
         name = f"rare-{seed}-{number:02d}"
         truth[name] = folder / "truth" / name
-        write_slide(slide, folder / "slides" / f"{name}.tif", truth_folder=truth[name])
+        if not (path := folder / "slides" / f"{name}.tif").is_file():
+            write_slide(slide, path, truth_folder=truth[name])
     return truth
 
 

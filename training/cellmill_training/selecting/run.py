@@ -36,7 +36,7 @@ from cellmill_training.selecting.classifiers import LabelledTiles
 from cellmill_training.selecting.encoding import TILE_MPP, EncoderChoice, feature_sets_of, open_encoder, tile_px
 from cellmill_training.selecting.output import TILES_NAME, read_earlier, tile_table, told
 from cellmill_training.selecting.project import ProjectSource, write_tile_project
-from cellmill_training.selecting.seeds import rare_types, tiles_of_cells, tiles_of_datasets
+from cellmill_training.selecting.seeds import Rarity, tiles_of_cells, tiles_of_datasets
 from cellmill_training.selecting.settings import SelectTilesSettings
 from cellmill_training.selecting.slide_tiles import (
     NoTilesError,
@@ -127,9 +127,10 @@ def select_tiles(settings: SelectTilesSettings, *, say: Callable[[str], None] = 
     if not slides:
         reasons = "; ".join(f"{slide_id}: {reason}" for slide_id, reason in set_aside[:3])
         raise ValueError(f"None of the {len(set_aside)} slides can be chosen from. {reasons}")
-    labelled = _labelled(context, slides)
+    rarity = Rarity.of(context.ontology)
+    labelled = _labelled(context, slides, rarity)
     config = settings.config()
-    rare = wanted or (rare_types(labelled, rare_below=config.rare_below) if labelled else ())
+    rare = wanted or rarity.rare_types(context.ontology, rare_below=config.rare_below)
     say(f"{sum(map(len, slides))} tiles of {len(slides)} slides; rare types: {', '.join(rare) or 'none'}")
     candidates = [
         CandidateSlide(slide.slide_id, slide.cohort, partial(load_features, slide), _taken(slide, earlier))
@@ -214,8 +215,8 @@ def _task(context: _Context, source: SlideSource, *, cohort: str) -> SlideTask:
     )
 
 
-def _labelled(context: _Context, slides: Sequence[SlideTiles]) -> LabelledTiles | None:
-    """All tiles of which something is known; None where nothing is."""
+def _labelled(context: _Context, slides: Sequence[SlideTiles], rarity: Rarity) -> LabelledTiles | None:
+    """Tiles to learn from; None where nothing is known of any."""
     parts: list[LabelledTiles] = []
     if (cells := context.cells) is not None:
         parts += [
@@ -225,13 +226,15 @@ def _labelled(context: _Context, slides: Sequence[SlideTiles]) -> LabelledTiles 
                 context.ontology,
                 context.feature_sets,
                 min_confidence=context.settings.min_confidence,
+                rarity=rarity,
+                seed=context.settings.seed,
             )
             for slide in sorted(slides, key=lambda slide: slide.slide_id)
             if slide.slide_id in cells.statuses
         ]
     try:
         datasets = [open_dataset(folder) for folder in context.settings.labelled]
-        parts += tiles_of_datasets(datasets, context.ontology, context.encoders, tile_px=tile_px())
+        parts += tiles_of_datasets(datasets, context.ontology, context.encoders, tile_px=tile_px(), rarity=rarity)
     except KeyError as error:
         raise ValueError(f"--labelled: {error.args[0]}") from error
     return LabelledTiles.joined(parts) if parts else None

@@ -6,6 +6,7 @@ between. A data set leaves a tile open about a type while a nucleus in it may ha
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -23,12 +24,43 @@ from cellmill_training.selecting.classifiers import LabelledTiles
 from cellmill_training.selecting.encoding import TILE_MPP, EncoderChoice
 from cellmill_training.selecting.slide_tiles import SlideTiles, features_of_tiles, load_features
 
-__all__ = ["presence_from_cells", "rare_types", "tiles_of_cells", "tiles_of_datasets", "tiles_of_image"]
+__all__ = [
+    "Rarity",
+    "presence_from_cells",
+    "rows_to_learn_from",
+    "tiles_of_cells",
+    "tiles_of_datasets",
+    "tiles_of_image",
+]
 
 _MAX_UNKNOWN = 0.02
 """Share of unknown pixels up to which a tile is believed not to hold what was not found."""
 _MIN_SIDE = 0.5
 """Of a tile's side: smaller pieces of an image are left out."""
+_A_SIDE = 20
+
+
+@dataclass
+class Rarity:
+    """How many tiles are known to hold each type, of how many of which it is known."""
+
+    holding: npt.NDArray[np.int64]  # (types,)
+    known: npt.NDArray[np.int64]  # (types,)
+
+    @staticmethod
+    def of(ontology: Ontology) -> "Rarity":
+        """Before any tile is counted."""
+        return Rarity(np.zeros(len(ontology), np.int64), np.zeros(len(ontology), np.int64))
+
+    def count(self, present: npt.NDArray[np.int8]) -> None:
+        """Count tiles (n, types)."""
+        self.holding += (present == 1).sum(axis=0)
+        self.known += (present >= 0).sum(axis=0)
+
+    def rare_types(self, ontology: Ontology, *, rare_below: float) -> tuple[str, ...]:
+        """Types that some, and at most this share, of the known tiles hold."""
+        shares = self.holding / np.maximum(self.known, 1)
+        return tuple(name for name, share in zip(ontology.names, shares, strict=True) if 0 < share <= rare_below)
 
 
 def tiles_of_cells(
@@ -38,8 +70,14 @@ def tiles_of_cells(
     feature_sets: Sequence[str],
     *,
     min_confidence: float,
+    rarity: Rarity,
+    seed: int,
 ) -> LabelledTiles:
-    """All tiles of a finished slide of a cell set, with what its cells say."""
+    """Tiles of a finished slide of a cell set, with what its cells say.
+
+    All tiles are counted in `rarity`. Of a type, at most `_A_SIDE` tiles that hold it and as many that do not are taken
+    of one slide, drawn with the seed: memory does not grow with the slides' size.
+    """
     cells = (
         open_cells(url, slide_ids=[slide.slide_id])
         .select("x_level0_px", "y_level0_px", pl.col("cell_type").cast(pl.String), "confidence")
@@ -53,12 +91,25 @@ def tiles_of_cells(
         num_types=len(ontology),
         min_confidence=min_confidence,
     )
+    rarity.count(present)
+    rows = rows_to_learn_from(present, seed=seed)
     return LabelledTiles(
-        slides=(slide.slide_id,) * len(slide),
-        cohorts=(slide.cohort,) * len(slide),
-        features={name: load_features(slide, name) for name in feature_sets},
-        present={name: present[:, index] for index, name in enumerate(ontology.names)},
+        slides=(slide.slide_id,) * len(rows),
+        cohorts=(slide.cohort,) * len(rows),
+        features={name: load_features(slide, name)[rows] for name in feature_sets},
+        present={name: present[rows, index] for index, name in enumerate(ontology.names)},
     )
+
+
+def rows_to_learn_from(present: npt.NDArray[np.int8], *, seed: int) -> npt.NDArray[np.int64]:
+    """Rows of tiles (n, types): of each type at most `_A_SIDE` that hold it and as many that do not."""
+    rng = np.random.default_rng(seed)
+    kept = np.zeros(len(present), np.bool_)
+    for column in present.T:
+        for answer in (0, 1):
+            rows = np.flatnonzero(column == answer)
+            kept[rng.choice(rows, min(len(rows), _A_SIDE), replace=False)] = True
+    return np.flatnonzero(kept)
 
 
 def presence_from_cells(
@@ -91,9 +142,14 @@ def presence_from_cells(
 
 
 def tiles_of_datasets(
-    datasets: Iterable[LabelledDataset], ontology: Ontology, encoders: tuple[EncoderChoice, ...], *, tile_px: int
+    datasets: Iterable[LabelledDataset],
+    ontology: Ontology,
+    encoders: tuple[EncoderChoice, ...],
+    *,
+    tile_px: int,
+    rarity: Rarity,
 ) -> Iterator[LabelledTiles]:
-    """Tiles of all images but those of test splits, one image after another.
+    """Tiles of all images but those of test splits, one image after another; all are counted in `rarity`.
 
     Raises:
         KeyError: when there is no mapping from a data set's ontology.
@@ -103,6 +159,7 @@ def tiles_of_datasets(
         for split in ("train", "validation"):
             for image in dataset.images(split):
                 for pixels, present in tiles_of_image(mapped(image, mapping), ontology, tile_px=tile_px):
+                    rarity.count(present[None])
                     yield LabelledTiles(
                         slides=(image.split_group,),
                         cohorts=(image.source,),
@@ -138,13 +195,3 @@ def tiles_of_image(
             hidden = float(unknown[y : y + tile_px, x : x + tile_px].mean()) > _MAX_UNKNOWN
             absent = np.where(possible[here].any(axis=0) | hidden, -1, 0)
             yield part, np.where(sure[here].any(axis=0), 1, absent).astype(np.int8)
-
-
-def rare_types(tiles: LabelledTiles, *, rare_below: float) -> tuple[str, ...]:
-    """Types that some, and at most this share, of the tiles known to hold them or not do hold."""
-    found: list[str] = []
-    for name, present in tiles.present.items():
-        known = present[present >= 0]
-        if len(known) and 0 < float((known == 1).mean()) <= rare_below:
-            found.append(name)
-    return tuple(found)

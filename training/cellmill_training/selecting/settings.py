@@ -83,6 +83,8 @@ class SelectTilesSettings:
             raise ValueError(f"--encoders takes one or two different names, got {' '.join(self.encoders) or 'none'}.")
         if self.mpp is not None and not is_usable_mpp(self.mpp):
             raise ValueError(f"--mpp must be {MIN_MPP:g} to {MAX_MPP:g} um/px, got {self.mpp}.")
+        if self.cohort_column and not self.slides[0].lower().endswith((".csv", ".parquet", ".pq")):
+            raise ValueError(f"--cohort-column needs a CSV or Parquet manifest as --slides, got {self.slides[0]!r}.")
         if not 0 <= self.min_confidence <= 1:
             raise ValueError(f"--min-confidence must be 0 to 1, got {self.min_confidence}.")
         if self.max_tiles_per_slide < 1 or self.num_workers < 0:
