@@ -55,7 +55,7 @@ class DemoSize:
 
 SIZES: dict[str, DemoSize] = {
     "small": DemoSize(8, 1, 6, 1, 4, 4, 2, 0.25),
-    "demo": DemoSize(24, 6, 400, 8, 150, 200, 8, 0.5),
+    "demo": DemoSize(150, 12, 400, 8, 150, 200, 8, 0.5),
 }
 
 

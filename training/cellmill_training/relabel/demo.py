@@ -45,7 +45,7 @@ class DemoSettings:
 
     out: str = "demo/relabel"
     num_images: int = 150
-    epochs: int = 30
+    epochs: int = 12
     encoder: str = "test_resnet"
     batch_size: int = 32
     seed: int = 0
