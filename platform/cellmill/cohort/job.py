@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from cellmill.arguments import parse_dataclass
 from cellmill.cohort.config import SegmentCohortConfig
+from cellmill.ending import BROKE_OFF, DONE, SOME_FAILED, UNUSABLE, exit_code
 
 if TYPE_CHECKING:
     from cellmill.cohort.run import RunReport
@@ -13,10 +14,6 @@ if TYPE_CHECKING:
     from cellmill.embedding.sources import EmbeddingModel
 
 __all__ = ["main", "report_and_code"]
-
-DONE, BROKE_OFF, UNUSABLE, SOME_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
-"""Exit codes: every slide done; the workers could not go on; nothing was run, because settings or output cannot be
-used; some slides failed; stopped by Ctrl-C."""
 
 _DESCRIPTION = """Segment the cells of H&E slides: one table of cells, one label mask and one status a slide. The same
 command on the same --out does only what is missing. Exits 0 when every slide is done, 3 when some failed (the others
@@ -35,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from cellmill.store.cellset import CellSet
     from cellmill.store.errors import StoreError
 
-    try:
+    def work() -> int:
         if config.forget is not None:
             print_slides([CellSet(config.out).forget(config.forget)], out=config.out, seconds=0.0)
             return DONE
@@ -44,17 +41,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _ = model.layer  # raises before hours are spent
         report = run_cohort(config, model, progress=open_progress())
         all_embedded = not config.embeddings or _embed(config, model)
-    except (ValueError, StoreError) as error:
-        sys.stderr.write(f"segment_cohort: {error}\n")
-        return UNUSABLE
-    except EngineError as error:
-        sys.stderr.write(f"segment_cohort: {error}\n")
-        return BROKE_OFF
-    except KeyboardInterrupt:
-        sys.stderr.write("segment_cohort: stopped. Finished fields are kept; the same command goes on from there.\n")
-        return INTERRUPTED
-    code = report_and_code(report)
-    return code if all_embedded else SOME_FAILED
+        code = report_and_code(report)
+        return code if all_embedded else SOME_FAILED
+
+    return exit_code(
+        work,
+        prog="segment_cohort",
+        errors={ValueError: UNUSABLE, StoreError: UNUSABLE, EngineError: BROKE_OFF},
+        stopped="stopped. Finished fields are kept; the same command goes on from there.",
+    )
 
 
 def _embed(config: SegmentCohortConfig, model: "EmbeddingModel") -> bool:

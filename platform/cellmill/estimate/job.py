@@ -8,16 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cellmill.arguments import parse_dataclass
+from cellmill.ending import BROKE_OFF, DONE, SOME_FAILED, UNUSABLE, exit_code
 from cellmill.estimate.config import EstimateCohortConfig
 
 if TYPE_CHECKING:
     from cellmill.estimate.run import CohortEstimate
 
 __all__ = ["main", "print_estimate", "report_document"]
-
-ESTIMATED, BROKE_OFF, UNUSABLE, SOME_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
-"""Exit codes, as those of `segment_cohort`: all slides looked at can be done; no workers; settings cannot be used; some
-slides cannot be opened; stopped by Ctrl-C."""
 
 _DESCRIPTION = """Say what segmenting a cohort will take, before anything is spent: mm2, fields, cells, CPU- and
 GPU-hours, GB of output, memory. Opens the slides, finds their tissue, and measures on a few pieces of it for seconds,
@@ -36,21 +33,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from cellmill.estimate.run import estimate_cohort
     from cellmill.models.loading import load_model
 
-    try:
+    def work() -> int:
         found = estimate_cohort(config, NetworkModel(load_model(config.model)), say=_say)
         if config.json is not None:
             Path(config.json).write_text(json.dumps(report_document(found), indent=2) + "\n", encoding="utf-8")
-    except (ValueError, OSError) as error:
-        sys.stderr.write(f"estimate_cohort: {error}\n")
-        return UNUSABLE
-    except EngineError as error:
-        sys.stderr.write(f"estimate_cohort: {error}\n")
-        return BROKE_OFF
-    except KeyboardInterrupt:
-        sys.stderr.write("estimate_cohort: stopped.\n")
-        return INTERRUPTED
-    print_estimate(found)
-    return SOME_FAILED if found.unusable else ESTIMATED
+        print_estimate(found)
+        return SOME_FAILED if found.unusable else DONE
+
+    errors: dict[type[Exception], int] = {ValueError: UNUSABLE, OSError: UNUSABLE, EngineError: BROKE_OFF}
+    return exit_code(work, prog="estimate_cohort", errors=errors)
 
 
 def report_document(found: "CohortEstimate") -> dict[str, Any]:

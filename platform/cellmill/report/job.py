@@ -5,12 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cellmill.arguments import parse_dataclass
+from cellmill.ending import DONE, SOME_FAILED, UNUSABLE, exit_code
 from cellmill.report.config import ReportCohortConfig
 
 __all__ = ["main"]
-
-DONE, UNUSABLE, SOME_FAILED, INTERRUPTED = 0, 2, 3, 130
-"""Exit codes, as those of `segment_cohort`."""
 
 _DESCRIPTION = """Make a report of a cell set: a folder of pages that open in any browser, from a share and without a
 network. The cohort in numbers, slides that stand out, slides that failed, and a page a slide with its map and its cells
@@ -24,18 +22,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from cellmill.report.run import report_cohort
     from cellmill.store.errors import StoreError
 
-    try:
+    def work() -> int:
         report = report_cohort(config, say=_say)
-    except (ValueError, OSError, StoreError) as error:
-        sys.stderr.write(f"report_cohort: {error}\n")
-        return UNUSABLE
-    except KeyboardInterrupt:
-        sys.stderr.write("report_cohort: stopped; no report was changed.\n")
-        return INTERRUPTED
-    for slide_id, reason in report.without_page:
-        _say(f"{slide_id} has no page: {reason}")
-    _say(f"{report.num_pages} slides. Open {Path(config.html) / 'index.html'} in a browser.")
-    return SOME_FAILED if report.without_page else DONE
+        for slide_id, reason in report.without_page:
+            _say(f"{slide_id} has no page: {reason}")
+        _say(f"{report.num_pages} slides. Open {Path(config.html) / 'index.html'} in a browser.")
+        return SOME_FAILED if report.without_page else DONE
+
+    errors: dict[type[Exception], int] = {ValueError: UNUSABLE, OSError: UNUSABLE, StoreError: UNUSABLE}
+    return exit_code(work, prog="report_cohort", errors=errors, stopped="stopped; no report was changed.")
 
 
 def _say(text: str) -> None:

@@ -4,12 +4,10 @@ import sys
 from collections.abc import Sequence
 
 from cellmill.arguments import parse_dataclass
+from cellmill.ending import DONE, SOME_FAILED, UNUSABLE, exit_code
 from cellmill.spatial.config import SummarizeCohortConfig
 
 __all__ = ["main"]
-
-DONE, UNUSABLE, SOME_FAILED, INTERRUPTED = 0, 2, 3, 130
-"""Exit codes, as those of `segment_cohort`."""
 
 _DESCRIPTION = """Summarise a cell set, per slide, tissue fragment and drawn region: counts, densities, type shares, TIL
 scores, nearest distances, neighbours within radii, cross-K, neighbourhood enrichment. Writes summary, pairs and radii
@@ -25,18 +23,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from cellmill.spatial.run import summarize_cohort
     from cellmill.store.errors import StoreError
 
-    try:
+    def work() -> int:
         report = summarize_cohort(config, say=_say)
-    except (ValueError, OSError, StoreError) as error:
-        sys.stderr.write(f"summarize_cohort: {error}\n")
-        return UNUSABLE
-    except KeyboardInterrupt:
-        sys.stderr.write("summarize_cohort: stopped; no table was changed.\n")
-        return INTERRUPTED
-    for slide_id, reason in report.failed:
-        _say(f"{slide_id} is left out: {reason}")
-    _say(f"{report.num_slides - len(report.failed)} slides in {config.out}: summary, pairs, radii (.parquet and .csv)")
-    return SOME_FAILED if report.failed else DONE
+        for slide_id, reason in report.failed:
+            _say(f"{slide_id} is left out: {reason}")
+        num_done = report.num_slides - len(report.failed)
+        _say(f"{num_done} slides in {config.out}: summary, pairs, radii (.parquet and .csv)")
+        return SOME_FAILED if report.failed else DONE
+
+    errors: dict[type[Exception], int] = {ValueError: UNUSABLE, OSError: UNUSABLE, StoreError: UNUSABLE}
+    return exit_code(work, prog="summarize_cohort", errors=errors, stopped="stopped; no table was changed.")
 
 
 def _say(text: str) -> None:
