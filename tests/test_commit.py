@@ -21,7 +21,7 @@ from cellmill.store.cellset import CellSet
 from cellmill.store.errors import MissingFieldsError, OutputError, SeamError
 from cellmill.store.hilbert import hilbert_keys, hilbert_order
 from cellmill.store.identity import CellSetIdentity
-from cellmill.store.layout import part_key
+from cellmill.store.layout import core_mask_key, part_key
 from cellmill.store.objects import ObjectStore
 from cellmill.store.reading import open_cells
 from cellmill.store.testing import LatticeTissue
@@ -434,11 +434,13 @@ def test_a_seam_whose_cell_has_no_row_names_both_fields_and_a_redo_heals_it(url:
     assert cells_of(url) == cells_of(f"{url}-plain")
 
 
-def test_a_part_whose_mask_shards_are_gone_is_redone(url: str) -> None:
+@pytest.mark.parametrize("gone", ["shard", "record"])
+def test_a_part_whose_mask_shards_are_gone_is_redone(url: str, gone: str) -> None:
     cell_set, work = SMALL.begin(url)
     assert work is not None
     SMALL.write(cell_set, work, SMALL.fields)
-    cell_set.store.delete("masks/s.ome.zarr/0/c/1/0")
+    record = core_mask_key("s", work.work_key, "x00000_y00001")
+    cell_set.store.delete("masks/s.ome.zarr/0/c/1/0" if gone == "shard" else record)
     with pytest.raises(SeamError) as caught:
         cell_set.commit(work, planned=SMALL.fields, elsewhere=FieldCounts())
     assert caught.value.fields == ("x00000_y00001",)

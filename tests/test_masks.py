@@ -1,6 +1,6 @@
 """Masks: shards without locks, the same pixels for every field size, and an OME-Zarr that others read."""
 
-import itertools
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,8 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cellmill.grid import Box, SlideGrid
+from cellmill.grid import Box, FieldSpec, SlideGrid
+from cellmill.store.core_masks import mask_levels, num_whole_levels, write_core
 from cellmill.store.masks import MaskWriter
 from cellmill.store.objects import ObjectStore
 from cellmill.store.shards import chunks_of, decode_shard, distinct_labels, encode_shard, shard_px_of_field
@@ -23,12 +24,19 @@ TISSUE = LatticeTissue(slide_id="s", grid=GRID, tissue=Box(200, 100, 2890, 1290)
 def write_mask(store: ObjectStore, *, field_px: int, grid: SlideGrid = GRID, tissue: LatticeTissue = TISSUE) -> str:
     """Write a mask field by field and publish it; returns its digest."""
     writer = MaskWriter(store, slide_id="s", grid=grid, field_px=field_px)
-    keys = itertools.chain.from_iterable(
-        writer.write_core(field.core, tissue.mask_in(field.core)) for field in grid.fields(field_px=field_px, halo_px=0)
-    )
-    writer.write_pyramid(set(keys))
+    fields = grid.fields(field_px=field_px, halo_px=0)
+    writer.write_pyramid(dict(paint(store, f, field_px=field_px, grid=grid, tissue=tissue) for f in fields))
     writer.publish()
     return writer.digest()
+
+
+def paint(
+    store: ObjectStore, field: FieldSpec, *, field_px: int, grid: SlideGrid = GRID, tissue: LatticeTissue = TISSUE
+) -> tuple[tuple[int, int], str]:
+    """Write a field's shards and their record; returns its column and row, and the record's key."""
+    pixels, key = tissue.mask_in(field.core), f"_work/{field.name}.mask"
+    store.put(key, write_core(store, field.core, pixels, slide_id="s", grid=grid, field_px=field_px).to_bytes())
+    return (field.column, field.row), key
 
 
 @pytest.fixture(scope="module")
@@ -95,14 +103,10 @@ def test_the_metadata_follows_the_ome_zarr_schema(tmp_path: Path) -> None:
 
 
 def test_nothing_opens_before_the_mask_is_published(tmp_path: Path) -> None:
-    writer = MaskWriter(ObjectStore(tmp_path), slide_id="s", grid=GRID, field_px=1024)
-    keys = {
-        key
-        for field in GRID.fields(field_px=1024, halo_px=0)
-        for key in writer.write_core(field.core, TISSUE.mask_in(field.core))
-    }
-    writer.write_pyramid(keys)
-    assert keys
+    store = ObjectStore(tmp_path)
+    writer = MaskWriter(store, slide_id="s", grid=GRID, field_px=1024)
+    writer.write_pyramid(dict(paint(store, f, field_px=1024) for f in GRID.fields(field_px=1024, halo_px=0)))
+    assert store.list_keys("masks/s.ome.zarr/0") and store.list_keys("masks/s.ome.zarr/3")
     for path in (tmp_path / "masks" / "s.ome.zarr", tmp_path / "masks" / "s.ome.zarr" / "0"):
         with pytest.raises(FileNotFoundError):
             zarr.open(path, mode="r")
@@ -136,10 +140,12 @@ def test_a_slide_smaller_than_a_chunk_has_one_level(tmp_path: Path) -> None:
 def test_slides_past_32_bits_get_64_bit_labels(tmp_path: Path) -> None:
     grid = SlideGrid(width_px=70_000, height_px=65_000, scale_x=1.0, scale_y=1.0, target_mpp=0.5)
     tissue = LatticeTissue(slide_id="s", grid=grid, tissue=Box(69_000, 64_000, 70_000, 65_000))
-    writer = MaskWriter(ObjectStore(tmp_path), slide_id="s", grid=grid, field_px=1024)
-    core = Box(68 * 1024, 63 * 1024, 69 * 1024, 64 * 1024)
-    writer.write_pyramid(set(writer.write_core(core, tissue.mask_in(core))))
+    store = ObjectStore(tmp_path)
+    writer = MaskWriter(store, slide_id="s", grid=grid, field_px=1024)
+    field = next(f for f in grid.fields(field_px=1024, halo_px=0) if (f.column, f.row) == (68, 63))
+    writer.write_pyramid(dict([paint(store, field, field_px=1024, grid=grid, tissue=tissue)]))
     writer.publish()
+    core = field.core
     level0 = zarr.open_group(tmp_path / "masks" / "s.ome.zarr", mode="r")["0"]
     inside = core.clipped(grid.box)
     assert level0.dtype == np.uint64
@@ -148,18 +154,19 @@ def test_slides_past_32_bits_get_64_bit_labels(tmp_path: Path) -> None:
 
 def test_ids_along_field_borders_are_found_with_their_painter(tmp_path: Path, whole: npt.NDArray[np.uint32]) -> None:
     field_px = 768
-    writer = MaskWriter(ObjectStore(tmp_path), slide_id="s", grid=GRID, field_px=field_px)
-    keys: set[str] = set()
+    store = ObjectStore(tmp_path)
+    writer = MaskWriter(store, slide_id="s", grid=GRID, field_px=field_px)
+    cores: dict[tuple[int, int], str] = {}
     expected: set[tuple[int, int, int]] = set()
     for field in GRID.fields(field_px=field_px, halo_px=0):
-        keys |= set(writer.write_core(field.core, TISSUE.mask_in(field.core)))
+        cores |= [paint(store, field, field_px=field_px)]
         box = field.core
         part = whole[box.y0 : box.y1, box.x0 : box.x1]
         rims = [part[0], part[:, 0]]
         rims += [part[-1]] if part.shape[0] == field_px else []
         rims += [part[:, -1]] if part.shape[1] == field_px else []
         expected |= {(int(i), field.column, field.row) for i in np.unique(np.concatenate(rims)) if i}
-    writer.write_pyramid(keys)
+    writer.write_pyramid(cores)
     found = writer.border_ids()
     assert set(zip(found.ids.tolist(), found.columns.tolist(), found.rows.tolist(), strict=True)) == expected
 
@@ -191,13 +198,36 @@ def test_shards_decode_to_what_was_encoded(seed: int, per_side: int, density: fl
 
 
 def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
+    """Fields of 768 px end within a chunk of level 1, so that a commit reads level 0 again."""
     store = ObjectStore(tmp_path)
-    writer = MaskWriter(store, slide_id="s", grid=GRID, field_px=1024)
-    core = next(iter(GRID.fields(field_px=1024, halo_px=0))).core
-    (key,) = writer.write_core(core, TISSUE.mask_in(core))
+    writer = MaskWriter(store, slide_id="s", grid=GRID, field_px=768)
+    place, record = paint(store, next(iter(GRID.fields(field_px=768, halo_px=0))), field_px=768)
+    (key,) = store.list_keys("masks")
     data = bytearray(store.get(key))
     data[-10] ^= 1
     store.put(key, bytes(data))
     with pytest.raises(ValueError, match="checksum") as caught:
-        writer.write_pyramid({key})
+        writer.write_pyramid({place: record})
     assert key in "".join(caught.value.__notes__)
+
+
+@pytest.mark.parametrize(("field_px", "num_whole"), [(256, 0), (768, 0), (512, 1), (1024, 2), (2048, 3), (8192, 3)])
+def test_levels_that_end_where_fields_end_are_encoded_by_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, field_px: int, num_whole: int
+) -> None:
+    """A commit then reads no finer level again, and every object is what it says it is."""
+    levels = mask_levels(GRID, field_px=field_px)
+    assert num_whole_levels(levels, field_px=field_px) == num_whole
+    store, read = ObjectStore(tmp_path), list[str]()
+    writer = MaskWriter(store, slide_id="s", grid=GRID, field_px=field_px)
+    cores = dict(paint(store, f, field_px=field_px) for f in GRID.fields(field_px=field_px, halo_px=0))
+    get = ObjectStore.get
+    monkeypatch.setattr(ObjectStore, "get", lambda self, key: (read.append(key), get(self, key))[1])
+    writer.write_pyramid(cores)
+    writer.publish()
+    monkeypatch.undo()
+    levels_read = {int(key.split("/")[2]) for key in read if key.startswith("masks/")}
+    assert levels_read == set(range(num_whole, len(levels) - 1))
+    digests = writer.digests()
+    assert set(digests) == set(store.list_keys("masks"))
+    assert all(hashlib.sha256(store.get(key)).hexdigest() == digest for key, digest in digests.items())

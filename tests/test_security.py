@@ -204,6 +204,7 @@ def test_any_name_becomes_an_id_that_every_key_keeps_inside_the_root(name: str) 
         layout.rescored_key(slide_id),
         layout.mask_shard_key(slide_id, level=0, row=0, column=0),
         layout.part_key(slide_id, "0123456789abcdef", "x00000_y00000"),
+        layout.core_mask_key(slide_id, "0123456789abcdef", "x00000_y00000"),
     ):
         path = store.path(key)
         assert os.path.normpath(path) == path and path.startswith("/root-of/cells/")

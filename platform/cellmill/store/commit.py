@@ -19,7 +19,7 @@ import numpy.typing as npt
 from cellmill.grid import FieldSpec, SlideGrid
 from cellmill.store.digests import write_digests
 from cellmill.store.errors import MissingFieldsError, SeamError
-from cellmill.store.layout import cells_key, mask_prefix, part_key, parts_prefix
+from cellmill.store.layout import cells_key, core_mask_key, mask_prefix, part_key, parts_prefix
 from cellmill.store.masks import MaskWriter, PaintedIds
 from cellmill.store.merge import OpenPart, PaintedCheck, merge_parts, read_summaries
 from cellmill.store.objects import HashingFile, ObjectStore
@@ -74,7 +74,7 @@ def commit_slide(
         store.sweep(folder, name=f"{work.slide_id}.{suffix}")  # what a killed commit left on a local disk
     parts = _parts_of(store, work, planned)
     mask = MaskWriter(store, slide_id=work.slide_id, grid=work.grid, field_px=work.field_px)
-    mask.write_pyramid(_present_shards(store, work, parts))
+    mask.write_pyramid(_painted_cores(store, work, parts))
     cells = _write_cells(store, work, parts, _painted_ids(parts, mask.border_ids()))
     mask.publish()
     counts = elsewhere
@@ -110,13 +110,20 @@ def _parts_of(store: ObjectStore, work: SlideWork, planned: Iterable[FieldSpec])
     return read_summaries(store, [part_key(work.slide_id, work.work_key, name) for name in names])
 
 
-def _present_shards(store: ObjectStore, work: SlideWork, parts: list[OpenPart]) -> set[str]:
-    """Keys of the level-0 shards the parts wrote."""
+def _painted_cores(store: ObjectStore, work: SlideWork, parts: list[OpenPart]) -> dict[tuple[int, int], str]:
+    """Keys of what the fields left of their painted cores, by the field's column and row."""
     present = set(store.list_keys(f"{mask_prefix(work.slide_id)}/0"))
-    lacking = [part.summary.field_name for part in parts if not present.issuperset(part.summary.mask_shards)]
+    records = set(store.list_keys(parts_prefix(work.slide_id, work.work_key)))
+    names = [part.summary.field_name for part in parts]
+    keys = [core_mask_key(work.slide_id, work.work_key, name) for name in names]
+    lacking = [
+        name
+        for name, key, part in zip(names, keys, parts, strict=True)
+        if key not in records or not present.issuperset(part.summary.mask_shards)
+    ]
     if lacking:
         _discard(store, work, lacking, "their mask shards are gone")
-    return {key for part in parts for key in part.summary.mask_shards}
+    return {(part.summary.column, part.summary.row): key for part, key in zip(parts, keys, strict=True)}
 
 
 def _painted_ids(parts: list[OpenPart], borders: PaintedIds) -> PaintedIds:

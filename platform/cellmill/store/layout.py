@@ -16,6 +16,7 @@ __all__ = [
     "cells_key",
     "check_slide_id",
     "claims_prefix",
+    "core_mask_key",
     "digests_key",
     "embedding_record_key",
     "embeddings_key",
@@ -129,6 +130,11 @@ def parts_prefix(slide_id: str, work_key: str) -> str:
 def part_key(slide_id: str, work_key: str, field_name: str) -> str:
     """The part of one field; its presence is what 'this field is done' means."""
     return f"{parts_prefix(slide_id, work_key)}/{check_slide_id(field_name)}.arrow"
+
+
+def core_mask_key(slide_id: str, work_key: str, field_name: str) -> str:
+    """What one field leaves of its painted core for the commit."""
+    return f"{parts_prefix(slide_id, work_key)}/{check_slide_id(field_name)}.mask"
 
 
 def work_marker_key(slide_id: str, work_key: str) -> str:

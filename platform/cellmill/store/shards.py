@@ -10,7 +10,7 @@ repeat together.
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import google_crc32c
@@ -24,12 +24,15 @@ from cellmill.grid import SlideGrid
 __all__ = [
     "CHUNK_PX",
     "ZSTD_LEVEL",
+    "CodedChunk",
     "LabelPixels",
     "MaskChunk",
     "chunks_of",
     "decode_shard",
     "distinct_labels",
+    "encode_chunk",
     "encode_shard",
+    "join_chunks",
     "mask_dtype",
     "pixels_digest",
     "shard_px_of_field",
@@ -73,17 +76,35 @@ class MaskChunk:
     pixels: LabelPixels  # (CHUNK_PX, CHUNK_PX)
 
 
-def encode_shard(chunks: Iterator[MaskChunk], *, shard_px: int) -> bytes | None:
+@dataclass(frozen=True)
+class CodedChunk:
+    """A chunk as it lies in a shard's object, and where, in chunks."""
+
+    row: int
+    column: int
+    data: bytes
+
+
+def encode_chunk(chunk: MaskChunk) -> CodedChunk:
+    """The chunk, compressed."""
+    return CodedChunk(chunk.row, chunk.column, bytes(_codec.encode(np.ascontiguousarray(chunk.pixels))))
+
+
+def encode_shard(chunks: Iterable[MaskChunk], *, shard_px: int) -> bytes | None:
     """The shard's object, from its non-empty chunks in raster order; None when there are none: nothing is written."""
+    return join_chunks(map(encode_chunk, chunks), shard_px=shard_px)
+
+
+def join_chunks(chunks: Iterable[CodedChunk], *, shard_px: int) -> bytes | None:
+    """As `encode_shard`, of chunks that are encoded already."""
     per_side = shard_px // CHUNK_PX
     index = np.full((per_side, per_side, 2), _ABSENT, "<u8")
     pieces: list[bytes] = []
     offset = 0
     for chunk in chunks:
-        data = bytes(_codec.encode(np.ascontiguousarray(chunk.pixels)))
-        index[chunk.row, chunk.column] = offset, len(data)
-        pieces.append(data)
-        offset += len(data)
+        index[chunk.row, chunk.column] = offset, len(chunk.data)
+        pieces.append(chunk.data)
+        offset += len(chunk.data)
     if not pieces:
         return None
     table = index.tobytes()

@@ -1,9 +1,9 @@
 """What is known about a slide under way, and the parts of its fields.
 
-In: a finished field's cells, painted core and counts. Out: the field's mask shards, then one Arrow IPC object, its
-part, whose presence means that the field is done. A part's rows are in Hilbert order of their anchors, cut into record
-batches at the borders of fixed square blocks, so that a commit can merge the parts block by block and read nothing
-twice.
+In: a finished field's cells, painted core and counts. Out: the field's mask shards and what a commit must know of
+them, then one Arrow IPC object, its part, whose presence means that the field is done. A part's rows are in Hilbert
+order of their anchors, cut into record batches at the borders of fixed square blocks, so that a commit can merge the
+parts block by block and read nothing twice.
 
 Parts lie under a work key, a hash of everything that may change them; parts of other keys are discarded whole.
 """
@@ -21,9 +21,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cellmill.grid import FieldSpec, SlideGrid
+from cellmill.store.core_masks import write_core
 from cellmill.store.hilbert import hilbert_keys, hilbert_order
-from cellmill.store.layout import part_key
-from cellmill.store.masks import MaskWriter
+from cellmill.store.layout import core_mask_key, part_key
 from cellmill.store.objects import ObjectStore
 from cellmill.store.shards import LabelPixels, distinct_labels
 from cellmill_schemas.cells import ANCHOR_BITS, cell_schema
@@ -171,7 +171,7 @@ def write_part(
     core_mask: LabelPixels,
     counts: FieldCounts,
 ) -> PartSummary:
-    """Write the field's mask shards, then its part. Doing it again overwrites the same bytes.
+    """Write the field's mask shards and their record, then its part. Doing it again overwrites the same bytes.
 
     Args:
         store: the cell set's storage.
@@ -192,7 +192,8 @@ def write_part(
     keys = sort_keys(mask_ids, work.grid)
     order = np.argsort(keys, kind="stable")
     table, blocks = table.take(pa.array(order)), keys[order] >> block_bits(work.grid)
-    writer = MaskWriter(store, slide_id=work.slide_id, grid=work.grid, field_px=work.field_px)
+    mask = write_core(store, field.core, core_mask, slide_id=work.slide_id, grid=work.grid, field_px=work.field_px)
+    store.put(core_mask_key(work.slide_id, work.work_key, field.name), mask.to_bytes())
     painted = distinct_labels(core_mask).astype(np.uint64)
     firsts = np.unique(blocks, return_index=True)[1]
     summary = PartSummary(
@@ -202,7 +203,7 @@ def write_part(
         num_cells=table.num_rows,
         blocks=tuple(blocks[firsts].tolist()),
         foreign_mask_ids=tuple(np.setdiff1d(painted, mask_ids).tolist()),
-        mask_shards=tuple(writer.write_core(field.core, core_mask)),
+        mask_shards=tuple(mask.shards),
         counts=counts,
     )
     bounds = [*firsts.tolist(), table.num_rows]
