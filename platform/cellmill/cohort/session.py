@@ -1,7 +1,7 @@
 """Ray for the length of a run: the cluster there is, or a local one started and stopped here.
 
 Inside a Ray job, or with RAY_ADDRESS set, the run joins that cluster. Otherwise Ray starts on this machine with the
-CPUs granted to this process, on loopback, without dashboard, quiet.
+CPUs granted to this process, on loopback, quiet, without dashboard and what else only clusters need.
 
 A local Ray does not outlive its driver, even one that is killed: its servers and workers end at once, and two idle
 agents of Ray's a minute later.
@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from cellmill.cohort.granted import granted_cpus, granted_memory_bytes
@@ -61,7 +62,8 @@ def ray_session(*, object_store_bytes: int, show_workers: bool = False) -> Gener
         ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), **quiet)
     else:
         store_bytes = max(_MIN_STORE_BYTES, min(object_store_bytes, granted_memory_bytes() // 3))
-        _start(num_cpus=granted_cpus(), object_store_memory=store_bytes, **quiet)
+        with _few_servers(shows_workers=show_workers):
+            _start(num_cpus=granted_cpus(), object_store_memory=store_bytes, **quiet)
     try:
         yield
     finally:
@@ -79,6 +81,25 @@ def _keep_to_loopback() -> None:
         from ray._private import ray_constants
 
         ray_constants.ENABLE_RAY_CLUSTER = False
+
+
+@contextmanager
+def _few_servers(*, shows_workers: bool) -> Generator[None]:
+    """Ray started inside takes up less of a small machine, where each of its servers imports for a second or two.
+
+    Left out are the monitor, which asks a cloud for more machines, and, where nobody sees what workers print, the log
+    monitor that brings it here. The servers that stay leave out what the dashboard would ask of them, as they do where
+    Ray is installed without its dashboard. `ray start` has options for the first two; `ray.init` has none (Ray 2.60).
+    """
+    from ray._private import parameter, utils
+
+    whole, error = parameter.RayParams, utils.get_dashboard_dependency_error
+    parameter.RayParams = partial(whole, no_monitor=True, include_log_monitor=shows_workers)
+    utils.get_dashboard_dependency_error = lambda: ImportError("no dashboard is wanted")
+    try:
+        yield
+    finally:
+        parameter.RayParams, utils.get_dashboard_dependency_error = whole, error
 
 
 def _start(**settings: Any) -> None:
