@@ -185,6 +185,7 @@ def test_boxes_lie_in_the_viewers_frame_where_a_slide_states_bounds(tmp_path: Pa
     )  # fmt: skip
     assert slide.boxes_level0_px().tolist() == [[896.0, 448.0, 1344.0, 896.0]]
     assert slide.boxes_um().tolist() == [[224.0, 112.0, 336.0, 224.0]]
+    (tmp_path / "s.svs").write_bytes(b"any slide")
     tile = ChosenTile("s", 0, "diversity", ("diversity",), 0, 1.0, ())
     source = ProjectSource(REFINED, None, frozenset())
     write_tile_project(tmp_path / "p", [tile], {"s": slide}, source, final_folder=tmp_path / "p")
@@ -289,6 +290,7 @@ def test_settings_that_cannot_be_used_are_named(wrong: dict[str, Any], message: 
         SelectTilesSettings(**({"slides": ("a.svs",), "out": "x"} | wrong))
 
 
+@pytest.mark.slow
 def test_slides_with_a_rare_type_give_several_times_more_of_it_than_random_choice(tmp_path: Path) -> None:
     """The method on pixels, with the packaged encoder, at the smallest size at which counting makes sense."""
     truth = write_rare_cohort(tmp_path, num_slides=2, side_mm=0.9, share=0.06, seed=3)
