@@ -113,14 +113,18 @@ def _radii_um(image: LabelledImage) -> npt.NDArray[np.float64]:
 
 def _nearest(points: npt.NDArray[np.float64], image: LabelledImage, *, within_um: float) -> npt.NDArray[np.int32]:
     """Each pixel's nearest point, 1-based; 0 where none is near enough."""
-    rows, columns = np.indices(image.instances.shape)
-    best = np.full(image.instances.shape, (within_um / image.mpp) ** 2)
-    labels = np.zeros(image.instances.shape, np.int32)
+    radius = within_um / image.mpp
+    height, width = image.instances.shape
+    best = np.full((height, width), radius**2)
+    labels = np.zeros((height, width), np.int32)
     for number, (x, y) in enumerate(points, start=1):
+        x0, x1 = max(int(x - radius), 0), min(int(x + radius) + 2, width)
+        y0, y1 = max(int(y - radius), 0), min(int(y + radius) + 2, height)
+        rows, columns = np.ogrid[y0:y1, x0:x1]
         squared = (columns + 0.5 - x) ** 2 + (rows + 0.5 - y) ** 2
-        closer = squared < best
-        best[closer] = squared[closer]
-        labels[closer] = number
+        closer = squared < best[y0:y1, x0:x1]
+        best[y0:y1, x0:x1][closer] = squared[closer]
+        labels[y0:y1, x0:x1][closer] = number
     return labels
 
 
