@@ -293,7 +293,8 @@ def _require_classes(dataset: LabelledDataset, index: CellIndex, rows: Rows) -> 
     if missing:
         raise ValueError(
             f"No nucleus of {', '.join(missing)} is in the training split of {dataset.store.url}: add slides that show "
-            "it, take an ontology without it, or train the segmenter longer if it finds too few (segmenters/*/done.json)."
+            "it, take an ontology without it, or train the segmenter longer if it finds too few nuclei "
+            "(segmenters/*/done.json)."
         )
 
 

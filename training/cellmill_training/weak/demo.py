@@ -3,9 +3,9 @@
     python -m cellmill_training.weak.demo --out demo/weak
 
 Writes a data set of weak labels (`weak_source`: small, pale and crowded nuclei are missed or miscalled) and one with
-the true labels of other slides in the expert's place, runs `train-weak-chain` on them, and prints its tables. The seven
-types are told apart as three, in the manner of the paper's heart biopsies: immune cells, spindle cells in muscle's
-place, and others.
+the true labels of other slides in the expert's place, runs `train-weak-chain` on them, and prints its tables. Three of
+the tissue's seven types stand for the paper's classes: lymphocytes, spindle cells in muscle's place, and neoplastic
+cells as the others.
 """
 
 import logging
@@ -14,9 +14,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from cellmill.arguments import parse_dataclass
 from cellmill_schemas.ontology import OntologyMapping, get_ontology
-from cellmill_training.datasets.labelled_image import CellLabel, LabelledImage, LabelOrigin
+from cellmill_training.datasets.labelled_image import CellLabel, LabelledImage, LabelOrigin, densely_numbered
 from cellmill_training.datasets.mapping import mapped
 from cellmill_training.datasets.readers.synthetic import render_images
 from cellmill_training.datasets.splitting import Split, split_by_group
@@ -37,13 +39,13 @@ THREE_TYPES = OntologyMapping(
         ("neoplastic", ("other",)),
         ("lymphocyte", ("immune",)),
         ("connective", ("muscle",)),
-        ("dead", ("other",)),
-        ("epithelial", ("other",)),
-        ("macrophage", ("immune",)),
-        ("neutrophil", ("immune",)),
+        ("dead", ()),
+        ("epithelial", ()),
+        ("macrophage", ()),
+        ("neutrophil", ()),
     ),
 )
-"""Synthetic tissue in the paper's three classes; spindle cells stand for muscle."""
+"""One type of synthetic tissue for each of the paper's classes, spindle cells in muscle's place; the rest stay open."""
 
 
 @dataclass(frozen=True)
@@ -70,12 +72,18 @@ class DemoSettings:
 
 
 def true_images(seeds: Sequence[int], *, side_px: int = 256) -> Iterator[LabelledImage]:
-    """Images whose labels are the truth in three types, with `truth` as the expert."""
+    """Images whose labels are the truth in three types, by `truth` as annotator; other nuclei are unknown pixels."""
     origin = LabelOrigin("annotator", "truth")
     for image in render_images(seeds, side_px=side_px):
         three = mapped(image, THREE_TYPES)
-        labels = tuple(CellLabel(label.cell_types, origin) for label in three.labels)
-        yield replace(three, labels=labels)
+        typed = np.array([False, *(bool(label.cell_types) for label in three.labels)])
+        instances, numbers = densely_numbered(np.where(typed[three.instances], three.instances, 0))
+        yield replace(
+            three,
+            instances=instances,
+            labels=tuple(CellLabel(three.labels[number - 1].cell_types, origin) for number in numbers),
+            unknown=~typed[three.instances] & (three.instances > 0),
+        )
 
 
 def write_demo_data(settings: DemoSettings) -> tuple[Path, Path]:

@@ -46,7 +46,8 @@ REFERENCE = StainProfile(_unit([HEMATOXYLIN_RGB, EOSIN_RGB]), np.array([0.9, 0.5
 def find_stains(image: npt.NDArray[np.uint8]) -> StainProfile | None:
     """The stains of an image (H, W, 3); None where too little of it is stained or all of it has one colour."""
     od = OD_LOOKUP[image].reshape(-1, 3) / OD_UNITS
-    stained = od[(od > _BETA_OD).all(axis=1)]
+    # By length, not channel by channel: eosin takes hardly any red light away.
+    stained = od[np.linalg.norm(od, axis=1) > _BETA_OD]
     if len(stained) < _MIN_PIXELS:
         return None
     values, axes = np.linalg.eigh(np.cov(stained.T))
