@@ -36,7 +36,7 @@ from s3_server import CREDENTIALS, Fault, FaultProxy, fault_proxy, moto_server
 NAMES = ("a", "b", "c", "d")
 SLIDE = {"width": 1000, "height": 700, "corners": 256}
 SETTINGS: dict[str, Any] = {"field_px": 256, "num_workers": 0, "max_attempts": 1_000_000, "reader_timeout_seconds": 20}
-SECONDS_PER_TILE = 0.4
+SECONDS_PER_TILE = 0.8
 S3_FAULTS: tuple[Fault, ...] = ("slow down", "drop", "cut body", "trickle", "lose answer")
 SPOT_NOTICE_SECONDS = 3.0
 """In place of the 30 s and more of a cloud: the runs here are as much shorter."""
@@ -46,6 +46,8 @@ HANG_SECONDS = 420.0
 """A driver that takes longer than this without a fault hangs."""
 
 PLACES = ("disk", "small disk", "bucket")
+_MOST_PASSES = {"planner killed": 1, "commit killed": 8, **dict.fromkeys((*DRIVER_FUSES, "disk full (told)"), 20)}
+"""How many times a process may pass a place before its fuse strikes; a process that ends before takes it along."""
 PATIENT = ("planner killed", "commit killed", *DRIVER_FUSES)
 """Fuses that lie there from a driver's start: their places are reached at its beginning or end only."""
 ENDING = ("disk full (told)", "driver killed", "driver told to end", *DRIVER_FUSES)
@@ -217,8 +219,7 @@ class Shooter:
                 patient.remove(kind)
 
     def _arm(self, kind: str) -> None:
-        few, many = self._rng.randrange(3), self._rng.randrange(25)
-        self._fuses.arm(kind, passes=many if "write" in kind or "commit" in kind else few)
+        self._fuses.arm(kind, passes=self._rng.randrange(_MOST_PASSES.get(kind, 3)))
 
     def _burn(self, kind: str, driver: Driver) -> None:
         self._arm(kind)
@@ -326,7 +327,7 @@ def shoot_at_cohort(place: Range, cohort: Cohort, kinds: Sequence[str], rng: ran
 
 def chosen_faults(where: str, rng: random.Random) -> list[str]:
     """What a cohort will meet, in order."""
-    survived = [*rng.choices(SURVIVED, k=rng.randrange(6, 10)), *AT_PLACE[where], "planner killed", "commit killed"]
+    survived = [*rng.choices(SURVIVED, k=rng.randrange(8, 13)), *AT_PLACE[where], "planner killed", "commit killed"]
     ending = rng.sample(ENDING, k=rng.randrange(1, 3))
     kinds = [*survived, *ending]
     rng.shuffle(kinds)

@@ -103,6 +103,7 @@ def poisoned(place: Range) -> dict[str, Any]:
         "statuses": {slide_id: [status.outcome, *status.reasons] for slide_id, status in statuses.items()},
         "good_as_alone": found == lasting_objects(str(quiet)),
         "findings": [asdict(finding) for finding in verify_cellset(cohort.out).findings],
+        "workers_killed": len(list(Path(cohort.out).glob("_work/kills_its_worker/attempts/x*/*.json"))),
         "fields_by_node": dict(Counter(node for node, _, _ in seen)),
         "gpus_a_worker": sorted({gpus for _, _, gpus in seen}),
         "gpu_workers": len({pid for _, pid, _ in seen}),

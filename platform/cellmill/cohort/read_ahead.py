@@ -95,6 +95,7 @@ class _Reader:
             slide_id=source.slide_id,
             slide_fingerprint=task.facts.slide_fingerprint,
             max_attempts=context.max_attempts,
+            has_looked=number > 0,
         )
         return ReadField(seen, time.monotonic() - started)
 

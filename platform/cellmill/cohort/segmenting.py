@@ -11,7 +11,7 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 
-from cellmill.cohort.attempts import counting_attempt
+from cellmill.cohort.attempts import TooManyAttemptsError, counting_attempt
 from cellmill.cohort.context import RunContext
 from cellmill.cohort.field import FieldMaps, FieldPixels, finish_field, predict_field
 from cellmill.cohort.granted import pin_threads
@@ -71,7 +71,9 @@ class SegmentStrip(Stage):
     def handle(self, row: Row, source: SlideSource) -> Iterator[Row]:
         """A strip in; one message a field out, in the strip's order.
 
-        Ray repeats the whole strip when a worker is lost; fields that have a part by then are told from it.
+        Ray repeats the whole strip when a worker is lost; fields that have a part by then are told from it. A slide of
+        which one field was tried too often is set aside whatever its other fields give, so those are not begun: each
+        could end as many workers again.
         """
         strip, context = StripTask.from_json(row.document["strip"]), self._context
         work = context.work(strip.facts)
@@ -85,9 +87,13 @@ class SegmentStrip(Stage):
                 start += 1
                 continue
             stop = next((n for n in range(start, num_fields) if strip.fields[n].name in finished), num_fields)
-            for message in self._walk(strip.part(start, stop), source):
-                start += 1
-                yield message
+            try:
+                for message in self._walk(strip.part(start, stop), source):
+                    start += 1
+                    yield message
+            except TooManyAttemptsError as error:
+                yield from (failed(error, source, field_name=field.name) for field in strip.fields[start:])
+                return
 
     def close(self) -> None:
         """End threads and reader processes."""
@@ -95,15 +101,21 @@ class SegmentStrip(Stage):
         self._readers.close()
 
     def _walk(self, strip: StripTask, source: SlideSource) -> Iterator[Row]:
-        """Fields one after another, up to one that cannot be predicted: its neighbours then need its tiles anew."""
+        """Fields one after another, up to one that cannot be predicted: its neighbours then need its tiles anew.
+
+        Raises:
+            TooManyAttemptsError: in place of the message of a field that was tried too often.
+        """
         memory = TileMemory(strip, self._context.geometry)
         under_way: deque[Future[Row]] = deque()
         with closing(self._readers.read(strip, source, memory)) as reads:
             for number, read in enumerate(reads):
                 try:
                     finishing = self._predict(strip, number, read.result(), source, memory)
-                except Exception as error:  # noqa: BLE001 - one field's end, not the strip's
+                except Exception as error:
                     yield from (future.result() for future in under_way)
+                    if isinstance(error, TooManyAttemptsError):
+                        raise
                     yield failed(error, source, field_name=strip.fields[number].name)
                     return
                 under_way.append(finishing)

@@ -28,9 +28,20 @@ class Attempt:
     outcome: str = ""
 
 
-def begin_attempt(store: ObjectStore, slide_id: str, *, scope: str, slide_fingerprint: str) -> Attempt:
-    """Record that an attempt starts. Call before the dangerous work."""
-    number = len(store.list_names(_prefix(slide_id, scope)))
+def begin_attempt(
+    store: ObjectStore, slide_id: str, *, scope: str, slide_fingerprint: str, number: int | None = None
+) -> Attempt:
+    """Record that an attempt starts. Call before the dangerous work.
+
+    Args:
+        store: the cell set's storage.
+        slide_id: the slide.
+        scope: `SLIDE_SCOPE` or a field's name.
+        slide_fingerprint: of the slide's file.
+        number: the first that may be free, where the caller has just listed the attempts.
+    """
+    if number is None:
+        number = len(store.list_names(_prefix(slide_id, scope)))
     while True:
         attempt = Attempt(slide_id=slide_id, scope=scope, number=number, slide_fingerprint=slide_fingerprint)
         if store.create(_key(attempt), _encode(attempt)):
