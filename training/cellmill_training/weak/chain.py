@@ -123,6 +123,7 @@ def run_chain(
         LossIsNotFiniteError: when a loss is NaN or infinite.
     """
     tell, device = on_stage or logger.info, torch_device(plan.device)
+    _require_two_sides(data, recipe)
     _require_same(data, recipe, out)
     tell("segmenters")
     segmenters = {
@@ -181,6 +182,18 @@ def taught_image(
         for row in predict(teacher.network, crops, device=device)
     ]
     return replace(image, labels=tuple(labels))
+
+
+def _require_two_sides(data: ChainData, recipe: WeakChainRecipe) -> None:
+    """Fine-tuning that is tested on other slides needs some to draw from and some to test on, said before all else."""
+    if data.expert is None or recipe.tuning.test_on == "other_nuclei":
+        return
+    splits = list(data.expert.splits().values())
+    if "test" not in splits or set(splits) == {"test"}:
+        raise ValueError(
+            f"The {len(splits)} slide(s) of the expert are all on one side: fine-tuning draws nuclei from some and is "
+            "tested on others. Annotate another slide, or give the expert data set's slides a test split and another."
+        )
 
 
 def _require_same(data: ChainData, recipe: WeakChainRecipe, out: Path) -> None:

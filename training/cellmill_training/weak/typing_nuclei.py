@@ -41,17 +41,22 @@ def weak_nuclei(image: LabelledImage, found: npt.NDArray[np.int32], origin: Labe
     """The image with the found nuclei in the weak source's classes.
 
     A nucleus where the weak source says nothing is `background`, by `origin`; where it says that it does not know
-    (unknown pixels), or gives no certain class, its type stays open.
+    (unknown pixels), or gives no certain class, its type stays open. Whatever kind of origin the labels came with, here
+    it is weak.
     """
     partner = matches(found, image.instances)
     open_share = _mean_over(found, image.unknown & (image.instances == 0))
     labels = [
-        image.labels[partner[number] - 1]
+        _as_weak(image.labels[partner[number] - 1])
         if number in partner
         else CellLabel((BACKGROUND,) if open_share[number] <= _MIN_SHARE else (), origin)
         for number in range(1, int(found.max(initial=0)) + 1)
     ]
     return replace(image, instances=found, labels=tuple(labels), unknown=np.zeros(found.shape, np.bool_))
+
+
+def _as_weak(label: CellLabel) -> CellLabel:
+    return replace(label, origin=replace(label.origin, kind="weak"))
 
 
 def expert_nuclei(image: LabelledImage, found: npt.NDArray[np.int32]) -> LabelledImage:
