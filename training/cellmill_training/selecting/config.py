@@ -38,13 +38,13 @@ class SelectionConfig:
     """Slide weights are clipped to this."""
     members: int = 8
     """Networks of an ensemble."""
-    folds: int = 5
+    folds: int = 4
     """Outer folds of the cross-validation."""
-    inner_folds: int = 3
+    inner_folds: int = 2
     """Folds inside each training part, by which the design is chosen when its accuracy is estimated."""
     hidden: tuple[tuple[int, ...], tuple[int, ...]] = ((64,), (64, 32))
     """Widths of the hidden layers at the two depths."""
-    iterations: int = 100
+    iterations: int = 60
     """Steps of L-BFGS, each over all tiles that a network learns from, at the most."""
     rare_below: float = 0.2
     """Without a list of rare types: those that at most this share of the labelled tiles holds."""
