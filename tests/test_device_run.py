@@ -14,16 +14,18 @@ import pytest
 import torch
 import zarr
 from cohort_helpers import run
-from oracle import OracleModel, make_slide
+from oracle import OracleModel, make_slide, write_tiff
 from tiny_models import tiny_config, tiny_model
 
 from cellmill.cohort.engine import serial_engine
-from cellmill.cohort.sources import MapSource, NetworkSource, TileBatch
-from cellmill.grid import TileGeometry
+from cellmill.cohort.sources import MapSource, NetworkModel, NetworkSource, TileBatch
+from cellmill.grid import Box, TileGeometry
 from cellmill.instances.flow_decoder import FlowDecoder
 from cellmill.models.backends.contract import DeviceMaps, TileMaps
 from cellmill.models.backends.torch_cuda import TorchCudaBackend
 from cellmill.models.inference import Segmenter
+from cellmill.models.loading import load_model
+from cellmill.synthetic.tissue import render_region
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,39 @@ def test_maps_left_on_the_device_make_the_same_records(
     assert found == table
     assert np.array_equal(found_mask, mask)
     assert mask.any()
+
+
+@dataclass(frozen=True)
+class DeviceNetwork(NetworkModel):
+    """`lite` on the path of a GPU; its maps stay there or are fetched."""
+
+    stays: bool = True
+
+    def backend(self, device: str) -> str:
+        return "torch"
+
+    def prepared(self, *, device: str, batch_size: int) -> "DeviceNetwork":
+        return self
+
+    def open(self, *, device: str, batch_size: int, num_threads: int) -> MapSource:
+        backend = TorchCudaBackend(self.loaded, batch_size=batch_size, num_threads=num_threads, device="cpu")
+        num_classes = len(self.ontology)
+        segmenter = Segmenter(backend, geometry=self.geometry, batch_size=batch_size, num_classes=num_classes)
+        return NetworkSource(segmenter, "flows" if self.stays else "hv")
+
+
+def test_a_network_on_the_path_of_a_gpu_makes_the_same_records_with_maps_there_and_here(tmp_path: Path) -> None:
+    tissue = render_region(3, Box(2000, 2000, 2540, 2400)).image
+    write_tiff(tmp_path / "slides" / "a.tif", tissue, mpp=(0.5, 0.5))
+    for name, stays in (("device", True), ("host", False)):
+        model = DeviceNetwork(load_model("lite"), stays)
+        report = run(tmp_path / "slides", tmp_path / name, model, field_px=512, batch_size=2, num_workers=1)
+        assert report.all_done
+        assert report.statuses[0].num_cells > 20
+    table, mask = _made(tmp_path / "host")
+    found, found_mask = _made(tmp_path / "device")
+    assert found == table
+    assert np.array_equal(found_mask, mask)
 
 
 def test_a_network_leaves_flows_on_the_device_and_brings_other_maps_to_the_host() -> None:
