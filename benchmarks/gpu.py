@@ -210,7 +210,7 @@ def smooth_noise(random: np.random.Generator, shape: tuple[int, int, int], devia
     """Noise (N, H, W) that hangs together over about 3 px."""
     noise = torch.from_numpy(random.normal(size=shape).astype(np.float32))
     smooth = torch.nn.functional.avg_pool2d(noise, 3, 1, 1) * 3  # of nine values: deviation 1 again
-    return smooth.numpy() * deviation
+    return (smooth.numpy() * deviation).astype(np.float32)
 
 
 def with_decode(predicted: Iterator[Any], decode: Callable[[], None], field: Field, sizes: Sizes) -> None:

@@ -94,7 +94,8 @@ def _few_servers(*, shows_workers: bool) -> Generator[None]:
     from ray._private import parameter, utils
 
     whole, error = parameter.RayParams, utils.get_dashboard_dependency_error
-    parameter.RayParams = partial(whole, no_monitor=True, include_log_monitor=shows_workers)
+    left_out: dict[str, Any] = {"no_monitor": True, "include_log_monitor": shows_workers}
+    parameter.RayParams = partial(whole, **left_out)
     utils.get_dashboard_dependency_error = lambda: ImportError("no dashboard is wanted")
     try:
         yield
