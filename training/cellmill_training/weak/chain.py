@@ -69,8 +69,8 @@ class ChainData:
         both = sorted(learnt & set(self.expert.splits()))
         if both:
             raise ValueError(
-                f"Slide {both[0]!r} is annotated by the expert and trains in the weak data set (so do {len(both) - 1} "
-                "others): what is measured on it would be flattered. Put the expert's slides into the weak data "
+                f"Slide {both[0]!r} is annotated by the expert and trains in the weak data set ({len(both)} such "
+                "slide(s)): what is measured on it would be flattered. Put the expert's slides into the weak data "
                 "set's test split, or leave them out of it."
             )
 

@@ -84,7 +84,7 @@ def nucleus_instances(
     if not markers.any():
         return np.zeros(mask.shape, np.int32)
     # The flood starts in the depths; what is outside is one more basin, below which nothing flows.
-    cost = np.where(mask > 0, _DEPTHS - np.minimum(depth / depth.max(), 1.0) * (_DEPTHS - 1.0), 0.0)
+    cost = np.where(mask > 0, _DEPTHS - np.minimum(depth / (4.0 * reach), 1.0) * (_DEPTHS - 1.0), 0.0)
     seeds = np.where(mask > 0, markers, -1).astype(np.int32)
     flooded = ndimage.watershed_ift(cost.astype(np.uint8), seeds, structure=np.ones((3, 3), int))
     labels = np.where((mask > 0) & (flooded > 0), flooded, 0)
