@@ -221,7 +221,6 @@ def run_driver() -> int:
     from cohort_helpers import run
     from oracle import OracleModel
 
-    from cellmill.cohort import run as runs
     from cellmill.cohort.pipeline import ray_engine
 
     fuses, slides, out, settings, report = sys.argv[1:6]
@@ -229,7 +228,6 @@ def run_driver() -> int:
     before, after = DRIVER_FUSES
     install(Path(fuses), before_write=before, after_write=after)
     options = json.loads(settings)
-    runs._device = lambda wanted: wanted  # the oracle needs no GPU, and nodes here only declare one
     model = OracleModel(Path(options.pop("truths")), seconds_per_tile=options.pop("seconds_per_tile"))
     ended = run([slides], out, model, engine=ray_engine, **options)
     told = {

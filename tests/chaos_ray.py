@@ -63,7 +63,7 @@ SURVIVED = (
 AT_PLACE: dict[str, tuple[str, ...]] = {
     "disk": (),
     "small disk": ("disk full",),
-    "bucket": ("bucket fails", "bucket fails", "bucket fails", "bucket away"),
+    "bucket": ("bucket fails",) * 6 + ("bucket away",) * 2,
 }
 
 

@@ -110,3 +110,11 @@ def test_a_segmenter_asks_for_a_gpu_also_where_none_has_come_yet() -> None:
     assert (sizes.num_segmenters, sizes.segmenter_gpus) == (1, 1.0)
     assert sizes.num_readers > 1
     assert sizes_of([], device="cpu").num_segmenters == 1
+
+
+def test_a_driver_without_a_gpu_sends_work_to_a_cluster_that_has_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cellmill.cohort.run import _device
+
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert _device("cuda") == "cuda"
+    assert _device("cpu") == "cpu"

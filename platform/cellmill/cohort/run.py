@@ -20,7 +20,7 @@ from cellmill.cohort.manifest import SlideSource, list_sources
 from cellmill.cohort.pipeline import ray_engine
 from cellmill.cohort.progress import Progress
 from cellmill.cohort.rows import Row
-from cellmill.cohort.session import inside_ray_job
+from cellmill.cohort.session import inside_ray_job, joins_cluster
 from cellmill.cohort.sources import CohortModel
 from cellmill.privacy import read_secret, write_pseudonyms
 from cellmill.store.cellset import CellSet
@@ -156,6 +156,9 @@ class _Inbox:
 
 
 def _device(wanted: str):  # type: ignore[no-untyped-def]
+    """The kind of device that workers take; on a cluster its nodes have the GPUs, and the driver's need not."""
     from cellmill.models.inference import choose_device
 
+    if wanted == "cuda" and joins_cluster():
+        return wanted
     return choose_device(wanted)  # type: ignore[arg-type]
