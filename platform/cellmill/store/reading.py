@@ -6,14 +6,15 @@ In: the URL of a cell set. Out: cells of the slides whose status says `done`, an
 import io
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import polars as pl
 
 from cellmill.store.identity import read_identity
-from cellmill.store.layout import cells_key, rescored_key
+from cellmill.store.layout import RETYPED_FOLDER, cells_key, rescored_key, retyped_key
 from cellmill.store.objects import ObjectStore
 from cellmill.store.rescored import read_scored_by
+from cellmill.store.retyped import HeadRecord, read_head_record
 from cellmill.store.selecting import CellRegion, of_types, within_region
 from cellmill.store.statuses import read_status, read_statuses, statuses_table
 from cellmill_schemas.cells import cell_schema
@@ -40,7 +41,7 @@ def open_cells(
     cell_types: Iterable[str] | None = None,
     min_confidence: float | None = None,
     region: CellRegion | None = None,
-    scores: Scores = "student",
+    scores: Scores | str = "student",
 ) -> pl.LazyFrame:
     """All cells of a cell set, with the columns `SLIDE_COLUMNS` of their slides.
 
@@ -60,19 +61,21 @@ def open_cells(
             without `slide_ids` the same place is taken of every slide.
         scores: whose types. `student`: those of the cell table. `teacher`: only cells that `rescore_cohort` scored,
             with the heavy model's type, probabilities and confidence. `best`: all cells, the heavy model's where there
-            are any. With the last two, `scored_by` says whose, and `agrees` whether both models give one type. Types
-            and confidence are filtered after that.
+            are any. `retyped/NAME`: only cells that the type head NAME of `refit_types` has answered for, with its
+            types, which may be of another ontology, probabilities and confidence. With all but the first, `scored_by`
+            says whose, and `agrees` whether that is the student's type. Types and confidence are filtered after that.
 
     Raises:
-        FileNotFoundError: when there is no cell set, or when a slide asked for is not done.
-        ValueError: when a type is unknown, listing those there are, or the region has no area.
+        FileNotFoundError: when there is no cell set or no such head, or when a slide asked for is not done.
+        ValueError: when a type is unknown, listing those there are, or the region has no area, or scores are unknown.
         RegionFileError: when the region's file cannot be used.
     """
     store = ObjectStore(url)
     identity = read_identity(store)
+    head = _head(store, scores)
     kept: list[pl.Expr] = []
     if cell_types is not None:
-        kept.append(of_types(cell_types, identity.ontology))
+        kept.append(of_types(cell_types, head.ontology if head else identity.ontology))
     if min_confidence is not None:
         kept.append(pl.col("confidence") >= min_confidence)
     if region is not None:
@@ -83,7 +86,9 @@ def open_cells(
         cells = scan_tables(store, [cells_key(status.slide_id) for status in done])
     else:
         cells = pl.DataFrame(cell_schema(identity.ontology).empty_table()).lazy()
-    if scores != "student":
+    if head is not None:
+        cells = _retyped(cells, store, done, head)
+    elif scores != "student":
         cells = _with_scores(cells, store, done, only_scored=scores == "teacher")
     for condition in kept:
         cells = cells.filter(condition)
@@ -93,6 +98,38 @@ def open_cells(
         pl.col("slide_id").replace_strict(slide_ids, slides[name], return_dtype=slides.schema[name]).alias(name)
         for name in SLIDE_COLUMNS
     )
+
+
+def _head(store: ObjectStore, scores: str) -> HeadRecord | None:
+    """The type head that scores are asked of, if any."""
+    folder, _, name = scores.partition("/")
+    if folder == RETYPED_FOLDER and name:
+        return read_head_record(store, name)
+    if scores not in get_args(Scores):
+        raise ValueError(f"scores must be student, teacher, best or retyped/NAME, got {scores!r}.")
+    return None
+
+
+def _retyped(cells: pl.LazyFrame, store: ObjectStore, done: Iterable[SlideStatus], head: HeadRecord) -> pl.LazyFrame:
+    """Cells that a type head has answered for, its types in place of the student's."""
+    frames = [
+        scan_tables(store, [retyped_key(head.name, status.slide_id)]).with_columns(
+            pl.lit(status.slide_id, dtype=pl.Categorical).alias("slide_id")
+        )
+        for status in done
+        if head.cells_sha256.get(status.slide_id) == status.cells_sha256
+    ]
+    if not frames:
+        raise FileNotFoundError(f"The type head {head.name!r} of {store.url} has answers for none of these slides.")
+    joined = cells.join(pl.concat(frames), on=["slide_id", "cell_id"], how="inner", maintain_order="left")
+    agrees = pl.col("cell_type").cast(pl.String) == pl.col("retyped_type").cast(pl.String)
+    return joined.with_columns(
+        agrees.alias("agrees"),
+        pl.lit(f"{RETYPED_FOLDER}/{head.name}").alias("scored_by"),
+        pl.col("retyped_type").cast(pl.Categorical).alias("cell_type"),
+        pl.col("retyped_prob").alias("type_prob"),
+        pl.col("retyped_confidence").alias("confidence"),
+    ).drop("retyped_type", "retyped_prob", "retyped_confidence")
 
 
 def _with_scores(

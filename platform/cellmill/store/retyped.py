@@ -70,7 +70,8 @@ def parse_head_record(data: bytes) -> HeadRecord:
     try:
         document: dict[str, Any] = json.loads(data)
         document.pop(SEAL_KEY, None)
-        return HeadRecord(**{**document, "ontology": Ontology.from_json(document["ontology"])})
+        document["ontology"] = Ontology.from_json(document["ontology"])
+        return HeadRecord(**document)
     except (TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"Not the record of a type head: {error!r}.") from error
 
