@@ -3,11 +3,16 @@ comparison with a run."""
 
 import json
 import math
+import subprocess
+import sys
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from cohort_helpers import RecordedProgress
 from oracle import make_slide
@@ -267,3 +272,39 @@ def test_the_run_takes_what_was_estimated(tmp_path: Path) -> None:
     assert cost.output_gb == pytest.approx(sum(path.stat().st_size for path in written) * 1e-9, rel=0.3)
     estimated = (cost.cpu_hours - cost.cpu_hours_by_step["start"]) * 3600
     assert 0.5 < estimated / worked < 2.0, (estimated, worked)  # others use the machine too
+
+
+def _cpu_seconds_of(command: list[str]) -> float:
+    """CPU seconds of a command with all that it starts: looked at while they live, since a killed server tells no one
+    what it took."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    seconds: dict[int, float] = {}
+    while process.poll() is None:
+        try:
+            family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        except psutil.Error:
+            break
+        for member in family:
+            with suppress(psutil.Error):
+                times = member.cpu_times()
+                seconds[member.pid] = times.user + times.system
+        time.sleep(0.2)
+    assert process.wait() == 0
+    return sum(seconds.values())
+
+
+@pytest.mark.slow
+def test_the_start_of_ray_is_in_the_estimate(tmp_path: Path) -> None:
+    """On so small a slide it is most of what there is."""
+    from cellmill.synthetic.cohort import SyntheticCohortConfig, make_synthetic_cohort
+
+    make_synthetic_cohort(SyntheticCohortConfig(out=str(tmp_path), num_slides=1, width_mm=1.5, height_mm=1.5, seed=5))
+    settings = ["--slides", str(tmp_path / "slides"), "--num-workers", "2", "--threads-per-worker", "1"]
+    jobs = Path(__file__).resolve().parents[1] / "jobs"
+    told = str(tmp_path / "estimate.json")
+    _cpu_seconds_of([sys.executable, str(jobs / "estimate_cohort.py"), *settings, "--json", told])
+    estimate = json.loads(Path(told).read_text(encoding="utf-8"))["estimate"]
+    taken = _cpu_seconds_of([sys.executable, str(jobs / "segment_cohort.py"), *settings, "--out", str(tmp_path / "o")])
+    estimated = estimate["cpu_hours"] * 3600
+    assert estimate["cpu_hours_by_step"]["start"] > 0.5 * estimate["cpu_hours"]
+    assert 0.7 < estimated / taken < 1.4, (estimated, taken)  # others use the machine too
