@@ -6,7 +6,10 @@ is not worse by more than the margin in 95 of 100 draws (the 5th percentile of c
 minus the margin). So a model equal to the champion always passes, and on few images a better one is needed to be sure.
 """
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +19,7 @@ from cellmill.metrics.figures import POOLED, TYPES, mean_over_types, present_in_
 from cellmill.metrics.tally import ImageTally
 from cellmill.models.agreement import AGREEING_SHARE, Agreement
 
-__all__ = ["Comparison", "Floor", "Gate", "Verdict", "compare", "judge"]
+__all__ = ["Comparison", "Floor", "Gate", "Verdict", "compare", "judge", "read_moved"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -89,11 +92,13 @@ class Verdict:
     """Empty where there is no champion."""
     floors: tuple[Floor, ...]
     agreement: Agreement
+    moved: tuple[str, ...] = ()
+    """What a comparison on a cohort sample holds against it (`compare_models`); empty where none was given."""
 
     @property
     def good_enough(self) -> bool:
         """Whether all figures pass."""
-        return all(one.passed for one in (*self.comparisons, *self.floors))
+        return all(one.passed for one in (*self.comparisons, *self.floors)) and not self.moved
 
     @property
     def accepted(self) -> bool:
@@ -102,14 +107,14 @@ class Verdict:
 
     def reasons(self) -> list[str]:
         """What speaks against the candidate, each with its figures; empty when it is accepted."""
-        against = [str(one) for one in (*self.comparisons, *self.floors) if not one.passed]
+        against = [*(str(one) for one in (*self.comparisons, *self.floors) if not one.passed), *self.moved]
         return against if self.agreement.holds else [*against, self._agreement_text()]
 
     def lines(self) -> list[str]:
         """Everything that was looked at."""
         champion = [str(one) for one in self.comparisons] or ["no champion to compare with"]
         floors = [str(one) for one in self.floors if one.minimum > 0]
-        return [*champion, *floors, self._agreement_text()]
+        return [*champion, *floors, *self.moved, self._agreement_text()]
 
     def _agreement_text(self) -> str:
         one = self.agreement
@@ -150,6 +155,26 @@ def judge(candidate: ImageTally, champion: ImageTally | None, *, agreement: Agre
         floors=tuple(Floor(figure, values[figure], minima[figure]) for figure in _FIGURES),
         agreement=agreement,
     )
+
+
+def read_moved(path: Path, *, candidate_digest: str, champion_digest: str) -> tuple[str, ...]:
+    """What a `comparison.json` of `compare_models` holds against the candidate; nothing where it was accepted.
+
+    Raises:
+        ValueError: when it is none, or one of other models.
+    """
+    try:
+        document: dict[str, Any] = json.loads(path.read_bytes())
+        accepted, reasons = bool(document["accepted"]), [str(reason) for reason in document["reasons"]]
+        found = tuple(str(document[side]["model_digest"]) for side in ("candidate", "reference"))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"--comparison {path} is no comparison.json of compare_models: {error!r}.") from error
+    if found != (candidate_digest, champion_digest):
+        raise ValueError(
+            f"--comparison {path} is of candidate {found[0][:12]} and reference {found[1][:12]}, not of this candidate "
+            f"({candidate_digest[:12]}) and the champion ({champion_digest[:12] or 'none'}); compare these two."
+        )
+    return () if accepted else tuple(f"on a cohort sample: {reason}" for reason in reasons)
 
 
 def _values(images: ImageTally, figure: str, weights: Floats) -> tuple[float, Floats]:

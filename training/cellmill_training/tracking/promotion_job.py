@@ -8,7 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -55,6 +55,8 @@ class PromoteModelSettings:
             paired bootstrap.
         min_pq: PQ that it must reach in any case; what a first champion is held against.
         min_type_f1: mean F1 of types that it must reach in any case.
+        comparison: comparison.json of compare_models with the champion as reference and this candidate: what it refuses
+            is refused. Default: none.
         force: promote although a figure or a backend speaks against it; needs --reason.
         reason: why it is forced; kept with the version.
         device: where the networks run.
@@ -73,6 +75,7 @@ class PromoteModelSettings:
     margin: float = 0.02
     min_pq: float = 0.0
     min_type_f1: float = 0.0
+    comparison: str = ""
     force: bool = False
     reason: str = ""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -154,6 +157,7 @@ def _run(settings: PromoteModelSettings) -> int:
     from cellmill.models.loading import load_model
     from cellmill.models.mlflow_client import open_client, tracking_uri
     from cellmill_training.evaluation.references import open_references
+    from cellmill_training.tracking.promotion import read_moved
     from cellmill_training.tracking.registering import champion_of
 
     device = choose_device(settings.device)
@@ -171,7 +175,11 @@ def _run(settings: PromoteModelSettings) -> int:
     if champion and present and present.digest == candidate.digest:
         sys.stdout.write(f"{champion.uri} has these weights and is {settings.to} already; nothing to do.\n")
         return PROMOTED
-    verdict = _judge(settings, candidate, present, references, device)
+    moved: tuple[str, ...] = ()
+    if settings.comparison:
+        digest = present.digest if present else ""
+        moved = read_moved(Path(settings.comparison), candidate_digest=candidate.digest, champion_digest=digest)
+    verdict = replace(_judge(settings, candidate, present, references, device), moved=moved)
     promotion = _Promotion(settings, name, candidate, references, champion, verdict)
     version = _record(promotion)
     _report(promotion, version)
