@@ -30,14 +30,14 @@ __all__ = ["Outcome", "RareDemo", "rehearse"]
 class RareDemo:
     """Sizes of one rehearsal."""
 
-    num_slides: int = 6
-    side_mm: float = 1.2
-    share: float = 0.03
+    num_slides: int = 5
+    side_mm: float = 1.0
+    share: float = 0.05
     """Of territories that are inflamed, the only home of neutrophils."""
-    num_labelled: int = 300
+    num_labelled: int = 160
     labelled_share: float = 0.25
     """The same of the labelled tiles: in those the type was sought, as in half of the paper's first ones."""
-    num_tiles: int = 30
+    num_tiles: int = 20
 
 
 @dataclass(frozen=True)
