@@ -53,6 +53,8 @@ class CrossValidation:
     """Mean over classes of the share of their cells that were found."""
     recall: tuple[float, ...]
     """Of each class."""
+    num_groups: int
+    """That intervals are drawn over: of fewer than a handful they are too narrow."""
 
     def to_json(self, names: Sequence[str]) -> dict[str, Any]:
         """Plain JSON types, without the single predictions."""
@@ -62,6 +64,7 @@ class CrossValidation:
             "recall": {name: round(value, 4) for name, value in zip(names, self.recall, strict=True)},
             "strengths": list(self.strengths),
             "num_folds": len(self.strengths),
+            "num_groups": self.num_groups,
         }
 
 
@@ -92,7 +95,7 @@ def cross_validate(
         strengths.append(strength)
     assert (predicted >= 0).all(), "every cell is in one fold"
     accuracy, balanced, recall = _figures(predicted == classes, classes, groups, num_classes=num_classes, seed=seed)
-    return CrossValidation(predicted, tuple(strengths), accuracy, balanced, recall)
+    return CrossValidation(predicted, tuple(strengths), accuracy, balanced, recall, len(np.unique(groups)))
 
 
 def _folds(

@@ -15,6 +15,7 @@ __all__ = ["main"]
 FITTED, UNUSABLE = 0, 2
 """Exit codes: the new types are there; nothing was written, because settings, labels or cell set cannot be used."""
 
+_A_HANDFUL = 5
 _DESCRIPTION = """Fit a new type head (logistic regression) on the stored embeddings of labelled cells, corrections or a
 new ontology, and store what it says of every cell that has one, as retyped/NAME/. No slide is read and no network is
 run. Exits 0 when it is done, 2 when settings or labels cannot be used."""
@@ -41,9 +42,11 @@ def _told(found: "Refit", settings: RefitTypesSettings) -> str:
     if found.validated is None:
         lines.append("All labels lie in one place: nothing says how good the head is elsewhere.")
     else:
+        few = found.validated.num_groups < _A_HANDFUL
         lines += [
             f"Cross-validated over {found.groups}: accuracy {found.validated.accuracy}, balanced "
-            f"{found.validated.balanced_accuracy}; 95 % intervals.",
+            f"{found.validated.balanced_accuracy}; 95 % intervals"
+            f"{', too narrow for being drawn over so few' if few else ''}.",
             "Found of each class: "
             + ", ".join(f"{name} {value:.0%}" for name, value in zip(found.counts, found.validated.recall, strict=True))
             + ".",

@@ -135,8 +135,8 @@ def labels_of(
     if poor or len(ontology) < 2:
         raise ValueError(
             f"Each class needs at least {min_cells} labelled cells, and there must be two classes or more: "
-            f"{', '.join(poor) or 'there is one'}. Label more, or leave the class out of the ontology "
-            "(--ontology labels takes just the types that occur)."
+            f"{', '.join(poor) or 'there is one'}. Label more cells of it, or take it out of the labels and of the "
+            "ontology (--ontology labels takes just the types that occur)."
         )
     return CellLabels(slide_ids, rows["cell_id"].to_numpy().astype(np.int64), classes)
 
