@@ -26,7 +26,9 @@ ChangeKind = Literal["lost", "gained", "retyped"]
 _KINDS: tuple[ChangeKind, ...] = ("lost", "gained", "retyped")
 _SIDE_UM = 48.0
 _PICTURE_MPP = 0.25
+_PANE_PX = 224
 _GAP_PX = 6
+_CIRCLE_UM = 9.0
 Image = npt.NDArray[np.uint8]
 
 
@@ -42,6 +44,8 @@ class Picture:
     y_um: float
     uri: str
     """Of a JPEG: both panes."""
+    width_px: int
+    height_px: int
 
 
 @dataclass(frozen=True)
@@ -106,21 +110,26 @@ def _picture(slide: IsolatedSlide, one: Chosen, compared: ComparedSlide, ontolog
     pixels = slide.read(box).pixels
     panes = [_outlined(pixels, cells, box, grid, ontology) for cells in (compared.reference, compared.candidate)]
     gap = np.full((panes[0].shape[0], _GAP_PX, 3), 255, np.uint8)
-    uri = jpeg_uri(np.concatenate([panes[0], gap, panes[1]], axis=1))
-    return Picture(one.kind, compared.change.slide_id, one.says, *one.centre_um, uri)
+    both = np.concatenate([panes[0], gap, panes[1]], axis=1)
+    height, width = both.shape[:2]
+    x_um, y_um = one.centre_um
+    return Picture(one.kind, compared.change.slide_id, one.says, x_um, y_um, jpeg_uri(both), width, height)
 
 
 def _outlined(pixels: Image, cells: SlideCells, box: Box, grid: SlideGrid, ontology: Ontology) -> Image:
     """The box's pixels with the outlines of the cells around its middle, in the colours of their types."""
-    image = np.ascontiguousarray(pixels)
+    enlarged = _PANE_PX / box.width
+    image = np.asarray(cv2.resize(pixels, (_PANE_PX, _PANE_PX), interpolation=cv2.INTER_CUBIC), np.uint8)
     middle = np.array([box.x0 + box.x1, box.y0 + box.y1]) / 2 * grid.target_mpp
     near = np.flatnonzero((np.abs(cells.centroids_um - middle) <= _SIDE_UM * 0.75).all(axis=1))
     shift = 4  # cv2 takes sixteenths of a pixel
     for row in near.tolist():
         ring = shapely.get_coordinates(cells.outlines[row]) / [grid.scale_x, grid.scale_y] - [box.x0, box.y0]
-        points = np.round((ring - 0.5) * (1 << shift)).astype(np.int32)
+        points = np.round((ring * enlarged - 0.5) * (1 << shift)).astype(np.int32)
         color = ontology.classes[int(cells.types[row])].color_rgb
         cv2.polylines(image, [points], isClosed=True, color=color, thickness=1, lineType=cv2.LINE_AA, shift=shift)
+    centre, radius = (_PANE_PX // 2, _PANE_PX // 2), round(_CIRCLE_UM / grid.target_mpp * enlarged)
+    cv2.circle(image, centre, radius, (255, 255, 255), thickness=1, lineType=cv2.LINE_AA)
     return image
 
 
