@@ -129,7 +129,7 @@ def _crops(images: Sequence[LabelledImage], config: ClassifierConfig) -> Labelle
 
 
 def _learned(crops: LabelledCrops, validation: LabelledCrops, config: ClassifierConfig) -> CellClassifier:
-    settings = FitConfig(epochs=7, batch_size=32, learning_rate=3e-3, weight_decay=0.0, warmup_steps=20)
+    settings = FitConfig(epochs=6, batch_size=32, learning_rate=3e-3, weight_decay=0.0, warmup_steps=20)
     state = FitState.fresh(config, settings)
     fit_classifier(state, train=crops, validation=validation, config=settings)
     network = CellClassifier(config)
@@ -142,7 +142,8 @@ def test_on_synthetic_tissue_teacher_and_student_mend_errors_that_depend_on_the_
     truth = list(true_images(range(620_000, 620_035)))
     source = WeakSource(error_rate=0.35, missed_share=0.0)
     weak = [weakly_labelled(image, source) for image in truth]
-    config = ClassifierConfig(get_ontology("ikem3").names, "test_resnet", dropout=0.0, crop=_TINY.crop)
+    window = CropConfig(side_px=24, context_px=0, context_mpp=0.67, framing="window")
+    config = ClassifierConfig(get_ontology("ikem3").names, "test_resnet", dropout=0.0, crop=window)
     labels = _crops(weak[:24], config)
     validation, unseen, unseen_weak = (_crops(images, config) for images in (weak[24:27], truth[27:], weak[27:]))
     own = float((unseen_weak.classes == unseen.classes).mean())
