@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import shapely
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 
 from cellmill.metrics.matching import Overlaps, match_by_iou
 
@@ -101,8 +101,8 @@ def _nearest(ours: npt.NDArray[np.float64], theirs: npt.NDArray[np.float64]) -> 
     nothing = np.zeros(0, np.int64)
     if not len(ours) or not len(theirs):
         return nothing, nothing
-    distance, there = cKDTree(theirs).query(ours)
-    _, back = cKDTree(ours).query(theirs)
+    distance, there = KDTree(theirs).query(ours)
+    _, back = KDTree(ours).query(theirs)
     rows = np.flatnonzero((distance <= RADIUS_UM) & (back[there] == np.arange(len(ours))))
     return rows.astype(np.int64), np.asarray(there, np.int64)[rows]
 
