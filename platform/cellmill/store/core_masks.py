@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -105,13 +106,13 @@ class CoreMaskReader:
         self._file = pa.ipc.open_file(data)
 
     @cached_property
-    def _about(self) -> dict[str, dict[str, str] | list[int]]:
+    def _about(self) -> dict[str, Any]:
         return json.loads(self._file.schema.metadata[_ABOUT_KEY])
 
     @property
     def shards(self) -> dict[str, str]:
         """SHA-256 of the level-0 shards that hold any cell, by key."""
-        return dict(self._about["shards"])
+        return self._about["shards"]
 
     @property
     def border_ids(self) -> npt.NDArray[np.uint64]:
