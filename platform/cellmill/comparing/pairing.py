@@ -101,10 +101,10 @@ def _nearest(ours: npt.NDArray[np.float64], theirs: npt.NDArray[np.float64]) -> 
     nothing = np.zeros(0, np.int64)
     if not len(ours) or not len(theirs):
         return nothing, nothing
-    distance, there = KDTree(theirs).query(ours)
-    _, back = KDTree(ours).query(theirs)
-    rows = np.flatnonzero((distance <= RADIUS_UM) & (back[there] == np.arange(len(ours))))
-    return rows.astype(np.int64), np.asarray(there, np.int64)[rows]
+    distance_um, nearest = KDTree(theirs).query(ours)
+    there, back = np.asarray(nearest, np.int64), np.asarray(KDTree(ours).query(theirs)[1], np.int64)
+    rows = np.flatnonzero((np.asarray(distance_um) <= RADIUS_UM) & (back[there] == np.arange(len(ours))))
+    return rows.astype(np.int64), there[rows]
 
 
 def _ious(ours: npt.NDArray[np.object_], theirs: npt.NDArray[np.object_]) -> npt.NDArray[np.float64]:
