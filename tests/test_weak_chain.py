@@ -139,13 +139,13 @@ def _learned(crops: LabelledCrops, validation: LabelledCrops, config: Classifier
 
 def test_on_synthetic_tissue_teacher_and_student_mend_errors_that_depend_on_the_nucleus() -> None:
     # The classes of nuclei that the weak source has found, against the truth, on slides that taught nothing.
-    truth = list(true_images(range(620_000, 620_035)))
+    truth = list(true_images(range(620_000, 620_042)))
     source = WeakSource(error_rate=0.35, missed_share=0.0)
     weak = [weakly_labelled(image, source) for image in truth]
     window = CropConfig(side_px=24, context_px=0, context_mpp=0.67, framing="window")
     config = ClassifierConfig(get_ontology("ikem3").names, "test_resnet", dropout=0.0, crop=window)
     labels = _crops(weak[:24], config)
-    validation, unseen, unseen_weak = (_crops(images, config) for images in (weak[24:27], truth[27:], weak[27:]))
+    validation, unseen, unseen_weak = (_crops(images, config) for images in (weak[24:32], truth[32:], weak[32:]))
     own = float((unseen_weak.classes == unseen.classes).mean())
     teacher = _learned(labels, validation, config)
     taught = LabelledCrops(labels.crops, predict(teacher, labels.crops).argmax(axis=1).astype(np.int64))

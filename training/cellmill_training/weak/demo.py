@@ -30,6 +30,8 @@ from cellmill_training.weak.weak_source import WeakSource, weakly_labelled
 __all__ = ["THREE_TYPES", "DemoSettings", "main", "true_images", "write_demo_data"]
 
 _FIRST_SEED = 610_000
+_LABORATORY = 600_000
+"""One stain and scanner for all slides, as the paper's are of one hospital."""
 _EXPERT_FRACTIONS = (0.5, 0.0, 0.5)
 
 THREE_TYPES = OntologyMapping(
@@ -74,7 +76,7 @@ class DemoSettings:
 def true_images(seeds: Sequence[int], *, side_px: int = 256) -> Iterator[LabelledImage]:
     """Images whose labels are the truth in three types, by `truth` as annotator; other nuclei are unknown pixels."""
     origin = LabelOrigin("annotator", "truth")
-    for image in render_images(seeds, side_px=side_px):
+    for image in render_images(seeds, side_px=side_px, laboratory=_LABORATORY):
         three = mapped(image, THREE_TYPES)
         typed = np.array([False, *(bool(label.cell_types) for label in three.labels)])
         instances, numbers = densely_numbered(np.where(typed[three.instances], three.instances, 0))
