@@ -8,6 +8,7 @@ from cellmill.store.layout import (
     digests_key,
     embedding_record_key,
     embeddings_key,
+    is_safe_id,
     mask_prefix,
     rescored_key,
     retyped_key,
@@ -53,7 +54,7 @@ def remove_rescored(store: ObjectStore, slide_id: str) -> None:
 
 def remove_embeddings(store: ObjectStore, slide_id: str) -> None:
     """Remove all vectors of the slide's cells, and what was said of the cells by them; records go before tables."""
-    for name in store.list_names(RETYPED_FOLDER):
+    for name in filter(is_safe_id, store.list_names(RETYPED_FOLDER)):
         store.delete(retyped_key(name, slide_id))
     for embedded_by in ("student", "teacher"):
         store.delete(embedding_record_key(embedded_by, slide_id))

@@ -20,6 +20,7 @@ __all__ = [
     "digests_key",
     "embedding_record_key",
     "embeddings_key",
+    "is_safe_id",
     "mask_prefix",
     "mask_shard_key",
     "part_key",
@@ -55,6 +56,11 @@ def check_slide_id(slide_id: str) -> str:
             "Give the slide another slide_id in the manifest."
         )
     return slide_id
+
+
+def is_safe_id(name: str) -> bool:
+    """Whether `check_slide_id` takes it."""
+    return _SAFE_ID.fullmatch(name) is not None
 
 
 def cells_key(slide_id: str) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from cellmill.store.embeddings import EmbeddingRecord, parse_embedding_record
-from cellmill.store.layout import EMBEDDINGS_FOLDER, RETYPED_FOLDER, cells_key, retyped_key
+from cellmill.store.layout import EMBEDDINGS_FOLDER, RETYPED_FOLDER, cells_key, is_safe_id, retyped_key
 from cellmill.store.objects import ObjectStore
 from cellmill.store.retyped import HEAD_FILE, WEIGHTS_FILE, parse_head_record
 from cellmill.store.seal import is_sealed
@@ -103,6 +103,9 @@ class _Check:
 
     def retyped(self) -> None:
         for name in self.store.list_names(RETYPED_FOLDER):
+            if not is_safe_id(name):
+                self.add("stray", f"{RETYPED_FOLDER}/{name}", "no type head has such a name")
+                continue
             self._head(name, keys_below(self.store, f"{RETYPED_FOLDER}/{name}"))
 
     def _head(self, name: str, keys: list[str]) -> None:

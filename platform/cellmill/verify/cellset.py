@@ -16,7 +16,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cellmill.store.errors import UnsafeNameError
 from cellmill.store.identity import CellSetIdentity, read_identity
 from cellmill.store.layout import (
     CELLSET_KEY,
@@ -25,7 +24,7 @@ from cellmill.store.layout import (
     RETYPED_FOLDER,
     SLIDES_TABLE_KEY,
     STATUS_FOLDER,
-    check_slide_id,
+    is_safe_id,
 )
 from cellmill.store.objects import ObjectStore
 from cellmill.store.seal import is_sealed
@@ -142,7 +141,7 @@ def _ids_in(store: ObjectStore, folder: str, suffix: str, findings: Findings) ->
     """Slides that have something in a folder; names that are no slide's are strays."""
     ids_by_suffix = {other: set[str]() for other in _SUFFIXES[folder]}
     for name in _names(store, folder):
-        ends = [end for end in _SUFFIXES[folder] if name.endswith(end) and _is_slide_id(name.removesuffix(end))]
+        ends = [end for end in _SUFFIXES[folder] if name.endswith(end) and is_safe_id(name.removesuffix(end))]
         for end in ends:
             ids_by_suffix[end].add(name.removesuffix(end))
         if not ends and suffix == _SUFFIXES[folder][0]:
@@ -156,13 +155,6 @@ def _names(store: ObjectStore, folder: str) -> list[str]:
         return store.list_names(folder)
     path = Path(store.path(folder))
     return sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
-
-
-def _is_slide_id(name: str) -> bool:
-    try:
-        return check_slide_id(name) == name
-    except UnsafeNameError:
-        return False
 
 
 def _check_slides_table(store: ObjectStore, statuses: list[SlideStatus], findings: Findings, *, is_there: bool) -> None:
