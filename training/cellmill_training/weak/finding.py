@@ -75,7 +75,7 @@ def nucleus_instances(
 ) -> npt.NDArray[np.int32]:
     """Instances (H, W) of a probability map."""
     mask = (probability > config.threshold).astype(np.uint8)
-    _, components = cv2.connectedComponents(mask, connectivity=4)
+    components = np.asarray(cv2.connectedComponents(mask, connectivity=4)[1], np.int32)
     centres, owner = _centres(mask, components, reach_px=max(1, round(config.peak_um / mpp)))
     first = np.searchsorted(owner, np.arange(1, int(components.max()) + 2))
     labels, number = np.zeros(mask.shape, np.int32), 1
@@ -101,7 +101,8 @@ def _centres(
     depth = cv2.distanceTransform(cv2.copyMakeBorder(mask, 1, 1, 1, 1, cv2.BORDER_CONSTANT), cv2.DIST_L2, 5)
     depth = cv2.GaussianBlur(depth, (0, 0), max(0.5, 0.25 * reach_px))[1:-1, 1:-1]
     window = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach_px + 1, 2 * reach_px + 1))
-    _, peaks = cv2.connectedComponents(((depth >= cv2.dilate(depth, window)) & (mask > 0)).astype(np.uint8))
+    is_peak = (depth >= cv2.dilate(depth, window)) & (mask > 0)
+    peaks = np.asarray(cv2.connectedComponents(is_peak.astype(np.uint8))[1], np.int64)
     rows, columns = np.nonzero(peaks)
     which = peaks[rows, columns]
     count = np.bincount(which)[1:]

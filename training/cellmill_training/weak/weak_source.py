@@ -110,9 +110,10 @@ def _confusions(image: LabelledImage, names: npt.NDArray[np.str_]) -> npt.NDArra
     distance[names[:, None] == present] = np.inf
     taken = present[distance.argmin(axis=1)]
     centres = _centres_um(image)
-    to, nearest = KDTree(centres).query(centres, k=2)
-    neighbour = names[nearest[:, 1]]
-    return np.where((to[:, 1] < _TOUCHING_UM) & (neighbour != names), neighbour, taken)
+    found = KDTree(centres).query(centres, k=2)
+    distances_um, nearest = np.asarray(found[0], np.float64)[:, 1], np.asarray(found[1], np.int64)[:, 1]
+    neighbour = names[nearest]
+    return np.where((distances_um < _TOUCHING_UM) & (neighbour != names), neighbour, taken)
 
 
 def _chances(hardness: Floats, offset: float, source: WeakSource) -> Floats:
