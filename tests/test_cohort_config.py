@@ -7,7 +7,7 @@ import pytest
 from cellmill.arguments import parse_dataclass
 from cellmill.cohort.config import SegmentCohortConfig
 from cellmill.cohort.granted import granted_cpus
-from cellmill.cohort.pipeline import PoolSizes, cluster_shape, pool_sizes
+from cellmill.cohort.pools import PoolSizes, cluster_shape, device_of_workers, pool_sizes
 from cellmill.privacy import read_secret
 
 
@@ -113,8 +113,6 @@ def test_a_segmenter_asks_for_a_gpu_also_where_none_has_come_yet() -> None:
 
 
 def test_a_driver_without_a_gpu_sends_work_to_a_cluster_that_has_some(monkeypatch: pytest.MonkeyPatch) -> None:
-    from cellmill.cohort.run import _device
-
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    assert _device("cuda") == "cuda"
-    assert _device("cpu") == "cpu"
+    assert device_of_workers("cuda") == "cuda"
+    assert device_of_workers("cpu") == "cpu"

@@ -12,7 +12,8 @@ from typing import Any
 import pyarrow as pa
 
 from cellmill.cohort.manifest import SlideSource, list_sources
-from cellmill.cohort.pipeline import SharedModel, pool_sizes, quieten
+from cellmill.cohort.pipeline import SharedModel, quieten
+from cellmill.cohort.pools import pools_of_cluster
 from cellmill.cohort.session import ray_session
 from cellmill.store.objects import ObjectStore
 from cellmill.store.statuses import read_statuses
@@ -83,18 +84,10 @@ def ray_workers(
     """
     tables = [order.to_table() for order in orders]
     with ray_session(object_store_bytes=_STORE_BYTES):
-        import ray
         import ray.data
 
         quieten()
-        resources = ray.cluster_resources()
-        sizes = pool_sizes(
-            num_workers=num_workers,
-            threads_per_worker=threads_per_worker,
-            cluster_cpus=resources.get("CPU", 1.0),
-            cluster_gpus=resources.get("GPU", 0.0),
-            device=device,
-        )
+        sizes = pools_of_cluster(num_workers=num_workers, threads_per_worker=threads_per_worker, device=device)
         one_by_one: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
         results = ray.data.from_arrow(tables).map_batches(
             worker,

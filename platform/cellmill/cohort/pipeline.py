@@ -7,9 +7,8 @@ store, and memory depends on the field's size and the number of workers, never o
 
 import logging
 import warnings
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -19,93 +18,20 @@ from cellmill.cohort.context import RunContext
 from cellmill.cohort.engine import Commits, Engine, EngineError, slide_rows
 from cellmill.cohort.manifest import SlideSource
 from cellmill.cohort.planning import PlanSlide
+from cellmill.cohort.pools import PoolSizes, pools_of_cluster
 from cellmill.cohort.rows import Row
 from cellmill.cohort.segmenting import SegmentStrip
 from cellmill.cohort.session import joins_cluster, ray_session
 from cellmill.cohort.sources import CohortModel
 from cellmill.cohort.strips import strips_per_slide
 
-__all__ = ["PoolSizes", "SharedModel", "cluster_shape", "pool_sizes", "quieten", "ray_engine"]
+__all__ = ["SharedModel", "quieten", "ray_engine"]
 
 _STORE_BYTES = 256 << 20
 """Of a local Ray's object store: the model once, and messages."""
-_MAX_READERS_PER_GPU = 8
-_CPUS_PER_GPU = 8.0
-"""Taken to come with a GPU while the cluster has none yet: an autoscaler adds nodes when a worker asks for one."""
 _BUSY_ENOUGH_TO_GROW = 0.7
 """Share of workers that are busy from which more are started where there is room. Ray Data's own 1.75 is never reached
 by workers that hold one strip each."""
-
-
-@dataclass(frozen=True)
-class PoolSizes:
-    """How many workers each stage has and what share of a CPU each is booked for, so that all always fit."""
-
-    num_planners: int
-    num_segmenters: int
-    planner_cpus: float
-    segmenter_cpus: float
-    segmenter_gpus: float
-    num_readers: int
-    """Fields that a segmenter reads ahead."""
-    num_finishers: int
-    """Threads of a segmenter that decode and measure beside the network."""
-
-
-def pool_sizes(
-    *, num_workers: int, threads_per_worker: int, cluster_cpus: float, cluster_gpus: float, device: str
-) -> PoolSizes:
-    """Split a cluster between the stages.
-
-    On CPUs the network takes nearly all the time, so one reader keeps up and fields are finished in turn. A GPU is fed
-    by the CPUs that come with it: half of them read, half finish.
-
-    Args:
-        num_workers: segmenters; 0 for as many as there are CPUs or GPUs.
-        threads_per_worker: CPU threads of each.
-        cluster_cpus: CPUs that segmenters can take, see `cluster_shape`.
-        cluster_gpus: GPUs; 0 with `cuda` where nodes that have some are still to come.
-        device: `cpu` or `cuda`.
-    """
-    num_readers, num_finishers = 1, min(1, threads_per_worker // 4)
-    if device == "cuda":
-        if not cluster_gpus:
-            cluster_gpus = float(num_workers or 1)
-            cluster_cpus = _CPUS_PER_GPU * cluster_gpus
-        num_segmenters = num_workers or max(1, int(cluster_gpus))
-        beside = int(cluster_cpus / num_segmenters) // 2
-        num_readers, num_finishers = (max(1, min(beside, _MAX_READERS_PER_GPU)) for _ in range(2))
-    else:
-        num_segmenters = num_workers or max(1, int(cluster_cpus) // threads_per_worker)
-    num_planners = -(-num_segmenters // 4)
-    at_most = cluster_cpus if device == "cuda" else threads_per_worker
-    return PoolSizes(
-        num_planners=num_planners,
-        num_segmenters=num_segmenters,
-        # A tenth of a CPU is what segmenters leave on a node of one; more would never fit on small nodes.
-        planner_cpus=_booking(0.1 * cluster_cpus / num_planners, 0.1),
-        segmenter_cpus=_booking(0.9 * cluster_cpus / num_segmenters, at_most),
-        segmenter_gpus=min(1.0, cluster_gpus / num_segmenters) if device == "cuda" else 0.0,
-        num_readers=num_readers,
-        num_finishers=num_finishers,
-    )
-
-
-def cluster_shape(nodes: Sequence[Mapping[str, Any]], *, device: str) -> tuple[float, float]:
-    """CPUs and GPUs that segmenters can take; a worker has to fit on one node.
-
-    For CUDA only CPUs beside GPUs count, as many for each as the node with the fewest has: a share of all the
-    cluster's CPUs may be more than any node with a GPU holds.
-
-    Args:
-        nodes: as `ray.nodes()` tells them.
-        device: `cpu` or `cuda`.
-    """
-    resources = [node["Resources"] for node in nodes if node["Alive"]]
-    cpus, gpus = (sum(float(node.get(kind, 0.0)) for node in resources) for kind in ("CPU", "GPU"))
-    if device == "cuda" and gpus:
-        cpus = gpus * min(float(node.get("CPU", 0.0)) / node["GPU"] for node in resources if node.get("GPU"))
-    return cpus or 1.0, gpus
 
 
 class SharedModel:
@@ -127,15 +53,8 @@ class SharedModel:
 def ray_engine(context: RunContext, model: CohortModel, num_workers: int) -> Generator[Engine]:
     """Run on the Ray cluster there is, or on a local one for the length of the run."""
     with ray_session(object_store_bytes=_STORE_BYTES):
-        import ray
-
-        cpus, gpus = cluster_shape(ray.nodes(), device=context.device)
-        sizes = pool_sizes(
-            num_workers=num_workers,
-            threads_per_worker=context.threads_per_worker,
-            cluster_cpus=cpus,
-            cluster_gpus=gpus,
-            device=context.device,
+        sizes = pools_of_cluster(
+            num_workers=num_workers, threads_per_worker=context.threads_per_worker, device=context.device
         )
         # Nodes that join a cluster are used, unless the number of workers was asked for.
         yield _RayEngine(context, model, sizes, grows=joins_cluster() and not num_workers)
@@ -211,12 +130,6 @@ def _plan_slides(table: pa.Table, *, context: RunContext, num_strips: int) -> It
 def _last_line(error: Exception) -> str:
     """Ray's messages end with the error of the worker."""
     return str(error).strip().rsplit("\n", 1)[-1].strip()
-
-
-def _booking(cpus: float, at_most: float) -> float:
-    """What Ray accepts: four decimals below one CPU, whole CPUs above."""
-    cpus = min(cpus, at_most)
-    return float(int(cpus)) if cpus >= 1 else max(0.0001, int(cpus * 10_000) / 10_000)
 
 
 def quieten() -> None:

@@ -18,9 +18,10 @@ from cellmill.cohort.ledger import Ledger
 from cellmill.cohort.listing import require_absolute
 from cellmill.cohort.manifest import SlideSource, list_sources
 from cellmill.cohort.pipeline import ray_engine
+from cellmill.cohort.pools import device_of_workers
 from cellmill.cohort.progress import Progress
 from cellmill.cohort.rows import Row
-from cellmill.cohort.session import inside_ray_job, joins_cluster
+from cellmill.cohort.session import inside_ray_job
 from cellmill.cohort.sources import CohortModel
 from cellmill.privacy import read_secret, write_pseudonyms
 from cellmill.store.cellset import CellSet
@@ -74,7 +75,7 @@ def run_cohort(
     if config.pseudonym_map:
         names = [(source.slide_id, source.url) for source in sources]
         write_pseudonyms(Path(config.pseudonym_map), names, out=config.out)
-    context = make_context(config, model, device=_device(config.device), secret=secret)
+    context = make_context(config, model, device=device_of_workers(config.device), secret=secret)
     cells = CellSet(context.store.url).create_or_open(context.identity)
     started = time.monotonic()
     ledger = Ledger(sources, cells, context, progress)
@@ -153,12 +154,3 @@ class _Inbox:
             self._queue.put(None)
         except BaseException as error:  # noqa: BLE001 - raised again by the driver
             self._queue.put(error)
-
-
-def _device(wanted: str):  # type: ignore[no-untyped-def]
-    """The kind of device that workers take; on a cluster its nodes have the GPUs, and the driver's need not."""
-    from cellmill.models.inference import choose_device
-
-    if wanted == "cuda" and joins_cluster():
-        return wanted
-    return choose_device(wanted)  # type: ignore[arg-type]

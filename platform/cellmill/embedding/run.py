@@ -15,6 +15,7 @@ from cellmill.cohort.config import SegmentCohortConfig
 from cellmill.cohort.context import DEFAULT_BATCH_SIZES
 from cellmill.cohort.granted import pin_threads
 from cellmill.cohort.per_slide import SlideOrder, orders_of, ray_workers
+from cellmill.cohort.pools import device_of_workers
 from cellmill.embedding.slide import EmbeddedSlide, EmbedSettings, embed_slide
 from cellmill.embedding.sources import EmbeddingModel
 from cellmill.privacy import read_secret
@@ -56,8 +57,6 @@ def embed_cohort(
     Raises:
         ValueError: when the model is another than the cell set's, or its layer does not fit its tiles.
     """
-    from cellmill.models.inference import choose_device
-
     store = ObjectStore(config.out)
     identity = read_identity(store)
     if model.digest != identity.model_digest:
@@ -65,7 +64,7 @@ def embed_cohort(
             f"The cell set was made by {identity.model_name} ({identity.model_digest[:12]}), --model is {model.name} "
             f"({model.digest[:12]}); rescore_cohort --embeddings stores those of another model."
         )
-    device = choose_device(config.device)
+    device = device_of_workers(config.device)
     settings = _settings(config, identity, model, store=store, device=device)
     orders = orders_of(store, config.slides, secret=read_secret(config.pseudonymize))
     todo = [order for order in orders if not _is_there(store, order, settings.record)]

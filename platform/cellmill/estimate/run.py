@@ -14,7 +14,8 @@ from cellmill.cohort.context import RunContext, make_context
 from cellmill.cohort.engine import EngineError
 from cellmill.cohort.listing import require_absolute
 from cellmill.cohort.manifest import SlideSource, list_sources
-from cellmill.cohort.pipeline import PoolSizes, SharedModel, pool_sizes, quieten
+from cellmill.cohort.pipeline import SharedModel, quieten
+from cellmill.cohort.pools import PoolSizes, cluster_shape, device_of_workers, pool_sizes
 from cellmill.cohort.run import SLIDES_AT_ONCE
 from cellmill.cohort.session import inside_ray_job, ray_session
 from cellmill.cohort.sources import CohortModel
@@ -67,15 +68,13 @@ def estimate_cohort(config: EstimateCohortConfig, model: CohortModel, *, say: Ca
         ValueError: when the settings cannot be met: slides that match nothing, a device that is not here.
         EngineError: when Ray has no workers to measure with.
     """
-    from cellmill.models.inference import choose_device
-
     if inside_ray_job():
         for text in config.slides:
             require_absolute("--slides", text)
     secret = read_secret(config.pseudonymize)
     sources = list(list_sources(config.slides, secret=secret)[: config.max_slides])
     with tempfile.TemporaryDirectory(prefix="cellmill-estimate-") as folder:
-        device = choose_device(config.device)
+        device = device_of_workers(config.device)
         context = make_context(config.of_run(out=folder), model, device=device, secret=secret)
         began, driver_cpu = time.perf_counter(), tree_cpu_seconds()
         with ray_session(object_store_bytes=_STORE_BYTES):
@@ -127,9 +126,8 @@ class _Cluster:
     def __init__(self, context: RunContext, num_workers: int) -> None:
         import ray
 
-        resources, self._context = ray.cluster_resources(), context
-        self._cpus = resources.get("CPU", 1.0)
-        self._gpus = resources.get("GPU", 0.0)
+        self._context = context
+        self._cpus, self._gpus = cluster_shape(ray.nodes(), device=context.device)
         there_are = self._sizes(0).num_segmenters
         self.num_workers = num_workers or there_are
         self.num_here = min(self.num_workers, there_are)

@@ -129,9 +129,7 @@ def set_project_uri(folder: Path, *, final_folder: Path) -> None:
     (folder / PROJECT_NAME).write_text(json.dumps(document, indent=2), encoding="utf-8")
 
 
-def write_classes(
-    folder: Path, ontology: Ontology, *, more: Mapping[str, tuple[int, int, int]] | None = None
-) -> None:
+def write_classes(folder: Path, ontology: Ontology, *, more: Mapping[str, tuple[int, int, int]] | None = None) -> None:
     """Write `classifiers/classes.json`: the ontology's classes in its colours, those of areas, and `more`."""
     colors = {cell_class.name: cell_class.color_rgb for cell_class in ontology.classes} | AREA_CLASSES | (more or {})
     document = {"pathClasses": [{"name": name, "color": argb_of(color)} for name, color in colors.items()]}

@@ -14,6 +14,7 @@ import pyarrow as pa
 from cellmill.cohort.context import DEFAULT_BATCH_SIZES
 from cellmill.cohort.granted import pin_threads
 from cellmill.cohort.per_slide import SlideOrder, orders_of, ray_workers
+from cellmill.cohort.pools import device_of_workers
 from cellmill.cohort.sources import CohortModel, MapSource
 from cellmill.embedding.sources import EmbeddingModel, FeatureSource
 from cellmill.export.selection import parse_where
@@ -57,8 +58,6 @@ def rescore_cohort(
     Raises:
         ValueError: when the settings cannot be met, before anything is read.
     """
-    from cellmill.models.inference import choose_device
-
     store = ObjectStore(config.cells)
     identity = read_identity(store)
     _require_same_classes(identity, model)
@@ -66,7 +65,7 @@ def rescore_cohort(
     orders = orders_of(store, config.slides, secret=read_secret(config.pseudonymize), wanted=config.slide_id)
     if not orders:
         raise ValueError(f"--slides holds none of the finished slides of {store.url}.")
-    device = choose_device(config.device)
+    device = device_of_workers(config.device)
     batch_size = config.batch_size or DEFAULT_BATCH_SIZES[device]
     settings = replace(
         _settings(config, identity, model, store=store, num_slides=len(orders), batch_size=batch_size),
