@@ -131,7 +131,8 @@ def set_project_uri(folder: Path, *, final_folder: Path) -> None:
 
 def write_classes(folder: Path, ontology: Ontology, *, more: Mapping[str, tuple[int, int, int]] | None = None) -> None:
     """Write `classifiers/classes.json`: the ontology's classes in its colours, those of areas, and `more`."""
-    colors = {cell_class.name: cell_class.color_rgb for cell_class in ontology.classes} | AREA_CLASSES | (more or {})
+    colors = {cell_class.name: cell_class.color_rgb for cell_class in ontology.classes}
+    colors |= {**AREA_CLASSES, **(more or {})}
     document = {"pathClasses": [{"name": name, "color": argb_of(color)} for name, color in colors.items()]}
     path = folder / "classifiers" / "classes.json"
     path.parent.mkdir(exist_ok=True)
