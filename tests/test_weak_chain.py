@@ -47,7 +47,7 @@ _LEARN = LearnConfig(
     encoder="test_resnet",
     weights="random",
     dropout=0.0,
-    fit=FitConfig(epochs=8, batch_size=16, learning_rate=3e-3, weight_decay=0.0, warmup_steps=5),
+    fit=FitConfig(epochs=14, batch_size=16, learning_rate=3e-3, weight_decay=0.0, warmup_steps=20),
 )
 _TINY = WeakChainRecipe(
     networks=(
@@ -55,7 +55,7 @@ _TINY = WeakChainRecipe(
         NucleusNetworkConfig("unetplusplus", widths=(4, 8), dropout=0.0),
     ),
     nuclei=NucleusFit(
-        PatchConfig(patch_px=96, factors=(1,)), epochs=10, batch_size=2, learning_rate=2e-2, ema_decay=0.5
+        PatchConfig(patch_px=128, factors=(1,)), epochs=8, batch_size=2, learning_rate=2e-2, ema_decay=0.5
     ),
     crop=CropConfig(side_px=32, context_px=0, context_mpp=0.5, framing="window"),
     teacher=_LEARN,
@@ -68,18 +68,18 @@ _TINY = WeakChainRecipe(
     ),
 )
 _EXPERTS = tuple(f"expert{number}" for number in range(5))
-_OTHERS = tuple(f"slide{number}" for number in range(11))
+_OTHERS = tuple(f"slide{number}" for number in range(18))
 _PLAN = WorkerPlan(num_workers=0, device="cpu")
 
 
 def _tissue(name: str) -> LabelledImage:
-    return nuclei_image(name, side=96, number=20)
+    return nuclei_image(name, side=128, number=36)
 
 
 def _write(folder: Path) -> list[str]:
     """The two data sets, as arguments of the job."""
-    splits: dict[str, Split] = dict.fromkeys(_OTHERS[:8], "train")
-    splits |= dict.fromkeys(_OTHERS[8:10], "validation") | dict.fromkeys((*_OTHERS[10:], *_EXPERTS), "test")
+    splits: dict[str, Split] = dict.fromkeys(_OTHERS[:13], "train")
+    splits |= dict.fromkeys(_OTHERS[13:17], "validation") | dict.fromkeys((*_OTHERS[17:], *_EXPERTS), "test")
     source = WeakSource(error_rate=0.25, name="quick classifier")
 
     def weak() -> Iterator[LabelledImage]:
