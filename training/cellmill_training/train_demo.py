@@ -65,7 +65,7 @@ class TrainDemoSettings:
 
     Args:
         out: folder for everything; a demo that was cut off goes on from here.
-        size: demo trains long enough to compare (over 40 minutes on one busy core); small goes through every step in
+        size: demo trains long enough to compare (107 minutes on one thread of a busy machine); small goes through every step in
             a few minutes and shows nothing.
         data: folder with local sets of real tissue (docs/models/training.md), whose pixels the encoder learns from too.
             Default: synthetic tissue alone.
