@@ -65,8 +65,8 @@ class TrainDemoSettings:
 
     Args:
         out: folder for everything; a demo that was cut off goes on from here.
-        size: demo trains long enough to compare (107 minutes on one thread of a busy machine); small goes through every step in
-            a few minutes and shows nothing.
+        size: demo trains long enough to compare (107 minutes on one thread of a busy machine); small goes through
+            every step in a few minutes and shows nothing.
         data: folder with local sets of real tissue (docs/models/training.md), whose pixels the encoder learns from too.
             Default: synthetic tissue alone.
         num_workers: Ray Train workers of every stage; 0 trains in this process.
