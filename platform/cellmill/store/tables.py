@@ -21,8 +21,8 @@ from cellmill_schemas.ontology import Ontology
 __all__ = ["ROW_GROUP_CELLS", "CellTableWriter"]
 
 ROW_GROUP_CELLS = 8_192
-"""A query of 1 % of the area of a slide of 2 million cells touches 2.9 % of its groups, at worst 4.5 %; groups twice the
-size would touch up to 6.5 % and save 2 bytes a cell."""
+"""A query of 1 % of the area of a slide of 2 million cells touches 2.9 % of its groups, at worst 4.5 %; groups twice
+the size would touch up to 6.5 % and save 2 bytes a cell."""
 
 _COMPRESSION = "zstd"
 _COMPRESSION_LEVEL = 3
