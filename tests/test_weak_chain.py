@@ -239,7 +239,7 @@ def test_expert_slides_that_would_teach_are_refused(tmp_path: Path) -> None:
         ChainData(weak, learnt)
     classes = write_dataset(
         tmp_path / "other",
-        [replace(_tissue("x"), labels=(), instances=np.zeros((96, 96), np.int32))],
+        [replace(_tissue("x"), labels=(), instances=np.zeros_like(_tissue("x").instances))],
         ontology=get_ontology("ikem3"),
     )
     with pytest.raises(ValueError, match=r"must be the weak source's \(round, long\), got muscle, immune, other"):
