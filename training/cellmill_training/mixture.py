@@ -40,7 +40,7 @@ class MixtureConfig:
             "brecahad": 0.03,
             "pseudo": 0.25,
             "synthetic": 0.25,
-            "empty_areas": 0.03,
+            "empty_areas": 0.05,
             "glass": 0.02,
             "plain_tissue": 0.03,
         }

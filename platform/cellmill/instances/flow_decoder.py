@@ -47,7 +47,7 @@ class FlowDecoderConfig:
     """A pixel whose probability of not being background is above this takes part."""
     num_steps: int = 200
     """Steps of a path."""
-    flow_error_max: float = 0.4
+    flow_error_max: float = 0.8
     """Masks whose own flow differs from the predicted flow by more (mean square) are dropped."""
     min_area_um2: float = 5.0
     max_area_um2: float = 1500.0
