@@ -22,7 +22,13 @@ def measure() -> list[Row]:
     torch.set_num_threads(1)
     nuclei = crowded_nuclei(SIDE_PX, SIDE_PX, num_nuclei=NUM_NUCLEI, seed=1)
     maps = draw_maps(nuclei, num_classes=NUM_CLASSES, seed=2, noise=MapNoise())
-    decoder = FlowDecoder(FlowDecoderConfig(mpp=MPP, min_area_um2=CELLPOSE["min_size"] * MPP**2))
+    decoder = FlowDecoder(
+        FlowDecoderConfig(
+            mpp=MPP,
+            flow_error_max=CELLPOSE["flow_threshold"],
+            min_area_um2=CELLPOSE["min_size"] * MPP**2,
+        )
+    )
     ours, theirs, ratio = compare(
         lambda: timed(partial(decoder.decode, maps)), lambda: timed(partial(cellpose_masks, maps))
     )

@@ -14,7 +14,8 @@ from cellmill.instances.testing import MapNoise, crowded_nuclei, draw_maps, matc
 
 
 def _decoder(**changes: float) -> FlowDecoder:
-    return FlowDecoder(FlowDecoderConfig(mpp=0.5, **{"min_area_um2": 3.75, **changes}))  # 15 px, as Cellpose
+    # Cellpose's usual settings: 15 px, a flow error of 0.4.
+    return FlowDecoder(FlowDecoderConfig(mpp=0.5, **{"min_area_um2": 3.75, "flow_error_max": 0.4, **changes}))
 
 
 def _padded(maps: DenseMaps, by: int) -> DenseMaps:

@@ -48,7 +48,8 @@ class FlowDecoderConfig:
     num_steps: int = 200
     """Steps of a path."""
     flow_error_max: float = 0.8
-    """Masks whose own flow differs from the predicted flow by more (mean square) are dropped."""
+    """Masks whose own flow differs from the predicted flow by more (mean square) are dropped. Cellpose's 0.4 suits its
+    own large networks; of those trained here it drops true nuclei (docs/models/training.md has the figures)."""
     min_area_um2: float = 5.0
     max_area_um2: float = 1500.0
     """Cells smaller or larger, holes filled, are dropped."""
