@@ -19,7 +19,7 @@ from cellmill.instances.choosing import make_decoder
 from cellmill.instances.flow_decoder import FlowDecoder
 from cellmill.instances.hv_decoder import HvDecoder
 from cellmill.slides.isolation import ReaderLimits
-from cellmill.staging.cache import SlideCache, default_cache_folder
+from cellmill.staging.cache import SlideCache, node_cache
 from cellmill.store.claims import Owner
 from cellmill.store.identity import CellSetIdentity
 from cellmill.store.objects import ObjectStore
@@ -136,10 +136,7 @@ def make_context(
         reader_timeout_seconds=config.reader_timeout_seconds,
         reader_memory_bytes=int(config.reader_memory_gib * (1 << 30)),
         max_attempts=config.max_attempts,
-        slide_cache=SlideCache(
-            folder=Path(config.slide_cache) if config.slide_cache else default_cache_folder(),
-            max_bytes=int(config.slide_cache_gib * (1 << 30)),
-        ),
+        slide_cache=node_cache(config.slide_cache, gib=config.slide_cache_gib),
     )
 
 

@@ -22,7 +22,7 @@ from cellmill.comparing.page import comparison_page
 from cellmill.comparing.pictures import Chosen, Picture, choose_changed, draw_changed
 from cellmill.comparing.slide import ComparedSlide, compare_slide
 from cellmill.privacy import read_secret
-from cellmill.staging.cache import SlideCache, default_cache_folder
+from cellmill.staging.cache import node_cache
 from cellmill.store.identity import CellSetIdentity, read_identity
 from cellmill.store.layout import CELLSET_KEY
 from cellmill.store.objects import ObjectStore
@@ -177,8 +177,7 @@ def _slide_ids(reference: ObjectStore, listed: "dict[str, SlideSource] | None") 
 
 
 def _drawn(source: SlideSource, compared: ComparedSlide, chosen: Sequence[Chosen], ontology: Ontology) -> list[Picture]:
-    cache = SlideCache(folder=default_cache_folder(), max_bytes=0)
-    with cache.stage(source.url) as copy:
+    with node_cache().stage(source.url) as copy:
         return draw_changed(str(copy.path), compared, chosen, ontology)
 
 

@@ -6,7 +6,6 @@ slide that has none yet. Slides are done one a worker.
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -20,7 +19,7 @@ from cellmill.embedding.slide import EmbeddedSlide, EmbedSettings, embed_slide
 from cellmill.embedding.sources import EmbeddingModel
 from cellmill.privacy import read_secret
 from cellmill.slides.isolation import ReaderLimits
-from cellmill.staging.cache import SlideCache, default_cache_folder
+from cellmill.staging.cache import node_cache
 from cellmill.store.embeddings import EmbeddingRecord, read_embedding_record
 from cellmill.store.identity import CellSetIdentity, read_identity
 from cellmill.store.objects import ObjectStore
@@ -157,10 +156,7 @@ def _settings(
         record=record,
         geometry=model.geometry,
         batch_size=batch_size,
-        slide_cache=SlideCache(
-            folder=Path(config.slide_cache) if config.slide_cache else default_cache_folder(),
-            max_bytes=int(config.slide_cache_gib * (1 << 30)),
-        ),
+        slide_cache=node_cache(config.slide_cache, gib=config.slide_cache_gib),
         reader_limits=ReaderLimits(
             timeout_seconds=config.reader_timeout_seconds, memory_bytes=int(config.reader_memory_gib * (1 << 30))
         ),

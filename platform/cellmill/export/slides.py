@@ -16,7 +16,7 @@ from cellmill.privacy import read_secret
 from cellmill.slides.errors import SlideError
 from cellmill.slides.isolated_slide import IsolatedSlide
 from cellmill.slides.opening import slide_file
-from cellmill.staging.cache import SlideCache, default_cache_folder
+from cellmill.staging.cache import node_cache
 from cellmill.staging.remote import is_remote
 from cellmill.store.identity import CellSetIdentity
 from cellmill.store.objects import ObjectStore
@@ -105,7 +105,7 @@ def view_slide(slide: ExportSlide, identity: CellSetIdentity, config: ExportConf
     assert status.mpp_x is not None and status.mpp_y is not None and status.target_mpp is not None
     try:
         with (
-            SlideCache(default_cache_folder(), max_bytes=0).stage(slide.source.url) as copy,
+            node_cache().stage(slide.source.url) as copy,
             IsolatedSlide(
                 copy.path,
                 target_mpp=status.target_mpp,

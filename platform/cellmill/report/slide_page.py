@@ -22,7 +22,7 @@ from cellmill.report.imagery import SlideImagery, read_imagery
 from cellmill.report.regions_of_interest import ShownRegion, choose_regions
 from cellmill.report.rendering import decimals, render, whole
 from cellmill.slides.errors import SlideError
-from cellmill.staging.cache import SlideCache, default_cache_folder
+from cellmill.staging.cache import node_cache
 from cellmill.store.identity import CellSetIdentity
 from cellmill.store.reading import open_cells
 from cellmill_schemas.slides import ExcludedArea, SlideStatus
@@ -205,7 +205,7 @@ def _with_imagery(page: _Page, task: SlideTask, anchors_px: NDArray[np.int64]) -
         without = "" if not task.config.slides else "This slide is not among --slides, so there are no pictures of it."
         return replace(page, imagery_problem=without)
     try:
-        with SlideCache(default_cache_folder(), max_bytes=0).stage(task.slide_url) as slide:
+        with node_cache().stage(task.slide_url) as slide:
             imagery = read_imagery(
                 Path(slide.path),
                 task.row.status,

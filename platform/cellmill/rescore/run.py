@@ -6,7 +6,6 @@ In: a configuration and a model. Out: one `SlideAgreement` a slide, `rescored/<s
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import pyarrow as pa
@@ -23,7 +22,7 @@ from cellmill.rescore.agreement import SlideAgreement, agreement_table
 from cellmill.rescore.config import RescoreCohortConfig
 from cellmill.rescore.slide import RescoreSettings, rescore_slide
 from cellmill.slides.isolation import ReaderLimits
-from cellmill.staging.cache import SlideCache, default_cache_folder
+from cellmill.staging.cache import node_cache
 from cellmill.store.embeddings import EmbeddingRecord
 from cellmill.store.identity import CellSetIdentity, read_identity
 from cellmill.store.layout import RESCORED_TABLE_KEY
@@ -187,10 +186,7 @@ def _settings(
         most_tiles=most,
         replace=config.replace,
         embedding=None,
-        slide_cache=SlideCache(
-            folder=Path(config.slide_cache) if config.slide_cache else default_cache_folder(),
-            max_bytes=int(config.slide_cache_gib * (1 << 30)),
-        ),
+        slide_cache=node_cache(config.slide_cache, gib=config.slide_cache_gib),
         reader_limits=ReaderLimits(),
     )
 

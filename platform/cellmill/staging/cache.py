@@ -26,7 +26,7 @@ from cellmill.slides.errors import SlideError, SlideNotFoundError
 from cellmill.staging.download import download_slide
 from cellmill.staging.remote import RemoteSlide, describe_remote, is_remote
 
-__all__ = ["CacheFullError", "SlideCache", "StagedSlide", "default_cache_folder"]
+__all__ = ["CacheFullError", "SlideCache", "StagedSlide", "node_cache"]
 
 _SIZE_FILE = "size"
 _FILES_FOLDER = "files"
@@ -58,11 +58,6 @@ class StagedSlide:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
-
-
-def default_cache_folder() -> Path:
-    """This user's folder below the system's temporary one."""
-    return Path(tempfile.gettempdir()) / f"cellmill-slides-{os.getuid()}"
 
 
 @dataclass(frozen=True)
@@ -157,6 +152,17 @@ class SlideCache:
     def _half_of_disk(self) -> int:
         own = sum(_Entry.of(path).num_bytes for path in self.folder.iterdir() if path.is_dir())
         return int(_SHARE_OF_FREE_DISK * (shutil.disk_usage(self.folder).free + own))
+
+
+def node_cache(folder: str = "", *, gib: float = 0.0) -> SlideCache:
+    """The cache that all workers of this node share.
+
+    Args:
+        folder: where it is; empty for this user's folder below the system's temporary one.
+        gib: what it may hold, GiB; 0 for half of the disk space that is free or its own.
+    """
+    default = Path(tempfile.gettempdir()) / f"cellmill-slides-{os.getuid()}"
+    return SlideCache(Path(folder) if folder else default, max_bytes=int(gib * (1 << 30)))
 
 
 @dataclass(frozen=True)

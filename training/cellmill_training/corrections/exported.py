@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from cellmill.cohort.manifest import list_sources
 from cellmill.privacy import read_secret
-from cellmill.staging.cache import SlideCache, StagedSlide, default_cache_folder
+from cellmill.staging.cache import StagedSlide, node_cache
 from cellmill.store.layout import cells_key
 from cellmill.store.objects import ObjectStore
 from cellmill.store.outlines import polygons_of
@@ -32,7 +32,7 @@ class SlideOfCells:
 
     def staged(self) -> StagedSlide:
         """Its file on this computer, for as long as it is not closed."""
-        return SlideCache(default_cache_folder(), max_bytes=0).stage(self.url)
+        return node_cache().stage(self.url)
 
     def require_same_file(self, fingerprint: str) -> None:
         """Make sure that the file is the one that was segmented.

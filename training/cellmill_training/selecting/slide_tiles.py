@@ -23,7 +23,7 @@ from cellmill.slides.isolated_slide import IsolatedSlide
 from cellmill.slides.isolation import DEFAULT_READER
 from cellmill.slides.quality import judge_tile
 from cellmill.slides.tissue import MIN_CHROMA
-from cellmill.staging.cache import SlideCache, default_cache_folder
+from cellmill.staging.cache import node_cache
 from cellmill_training.selecting.encoding import TILE_MPP, EncoderChoice, feature_sets_of, open_encoder
 
 __all__ = [
@@ -112,7 +112,7 @@ def measure_slide(task: SlideTask) -> SlideTiles:
     pin_threads(1)
     encoders = [open_encoder(choice) for choice in task.encoders]
     with (
-        SlideCache(default_cache_folder(), max_bytes=0).stage(task.url) as copy,
+        node_cache().stage(task.url) as copy,
         IsolatedSlide(copy.path, target_mpp=TILE_MPP, mpp=task.mpp, reader=task.reader) as slide,
     ):
         if task.fingerprint is not None and slide.info.fingerprint != task.fingerprint:

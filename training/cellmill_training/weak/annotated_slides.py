@@ -15,7 +15,7 @@ import shapely
 from cellmill.cohort.manifest import SlideSource, list_sources
 from cellmill.grid import Box
 from cellmill.slides.isolated_slide import IsolatedSlide
-from cellmill.staging.cache import SlideCache, default_cache_folder
+from cellmill.staging.cache import node_cache
 from cellmill_schemas.ontology import Ontology
 from cellmill_training.datasets.labelled_image import CellLabel, LabelledImage, LabelOrigin, densely_numbered
 from cellmill_training.datasets.readers.polygons import Shape, paint_polygons
@@ -84,9 +84,8 @@ def annotated_windows(slides: Sequence[str], annotations: Path, how: AnnotatedSl
 def _windows_of_slide(
     source: SlideSource, outlines: Sequence[Outline], how: AnnotatedSlides
 ) -> Iterator[LabelledImage]:
-    cache = SlideCache(default_cache_folder(), max_bytes=0)
     with (
-        cache.stage(source.url) as copy,
+        node_cache().stage(source.url) as copy,
         IsolatedSlide(copy.path, target_mpp=how.mpp, mpp=source.mpp) as slide,
     ):
         moved = _on_grid(outlines, slide)
