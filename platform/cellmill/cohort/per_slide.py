@@ -1,11 +1,12 @@
-"""Work on slides that are done, one slide a message: what a second look at them needs of Ray.
+"""Work on slides that are done, one slide a message: what a second look at them needs of Ray and of their files.
 
 In: `SlideOrder`s and a worker class, which is made once a process and then called with tables of one order each. Out:
 the tables it gives back. `rescore` and `embedding` are the two second looks there are.
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,11 +16,14 @@ from cellmill.cohort.manifest import SlideSource, list_sources
 from cellmill.cohort.pipeline import SharedModel, quieten
 from cellmill.cohort.pools import pools_of_cluster
 from cellmill.cohort.session import ray_session
+from cellmill.slides.isolated_slide import IsolatedSlide
+from cellmill.slides.isolation import ReaderLimits
+from cellmill.staging.cache import SlideCache
 from cellmill.store.objects import ObjectStore
 from cellmill.store.statuses import read_statuses
 from cellmill_schemas.slides import SlideStatus
 
-__all__ = ["SlideOrder", "orders_of", "ray_workers"]
+__all__ = ["SlideOrder", "opened_again", "orders_of", "ray_workers"]
 
 _STORE_BYTES = 256 << 20
 
@@ -58,6 +62,36 @@ def orders_of(
             raise ValueError(f"--slide-id {slide_id} is not {where}.")
     chosen = wanted or tuple(sorted(statuses.keys() & sources.keys()))
     return [SlideOrder(statuses[slide_id], sources[slide_id]) for slide_id in chosen]
+
+
+@contextmanager
+def opened_again(
+    order: SlideOrder, *, target_mpp: float, reader: str, cache: SlideCache, limits: ReaderLimits
+) -> Generator[IsolatedSlide]:
+    """The slide's file, brought to this node and opened with the um/px that its cells were found with.
+
+    Args:
+        order: the slide.
+        target_mpp: um/px of the grid to read it on.
+        reader: function that opened the slides when they were segmented.
+        cache: of this node.
+        limits: of the process that reads.
+
+    Raises:
+        SlideError: when it cannot be fetched or opened.
+        ValueError: when the file is not the one that was segmented.
+    """
+    status = order.status
+    assert status.mpp_x is not None and status.mpp_y is not None
+    with (
+        cache.stage(order.source.url) as copy,
+        IsolatedSlide(
+            copy.path, target_mpp=target_mpp, mpp=(status.mpp_x, status.mpp_y), reader=reader, limits=limits
+        ) as slide,
+    ):
+        if slide.info.fingerprint != status.slide_fingerprint:
+            raise ValueError("The file is not the one that was segmented; its cells would lie elsewhere.")
+        yield slide
 
 
 def ray_workers(

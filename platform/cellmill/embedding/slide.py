@@ -16,14 +16,13 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from cellmill.cohort.field import ReadsPixels
-from cellmill.cohort.per_slide import SlideOrder
+from cellmill.cohort.per_slide import SlideOrder, opened_again
 from cellmill.cohort.sources import TileBatch
 from cellmill.embedding.cells import CellsByTile, cells_by_tile
 from cellmill.embedding.pooling import CellPool, Cover, cover_of_labels
 from cellmill.embedding.sources import FeatureSource
 from cellmill.grid import Box, SlideGrid, TileGeometry
 from cellmill.slides.errors import SlideError
-from cellmill.slides.isolated_slide import IsolatedSlide
 from cellmill.slides.isolation import ReaderLimits
 from cellmill.staging.cache import SlideCache
 from cellmill.store.embeddings import EmbeddingRecord, writing_embeddings
@@ -79,20 +78,15 @@ def embed_slide(order: SlideOrder, source: FeatureSource, settings: EmbedSetting
 
 def _embedded(order: SlideOrder, source: FeatureSource, settings: EmbedSettings) -> EmbeddedSlide:
     status, store, geometry = order.status, settings.store, settings.geometry
-    assert status.mpp_x is not None and status.mpp_y is not None and status.target_mpp is not None
+    assert status.target_mpp is not None
     started = time.monotonic()
-    with (
-        settings.slide_cache.stage(order.source.url) as copy,
-        IsolatedSlide(
-            copy.path,
-            target_mpp=status.target_mpp,
-            mpp=(status.mpp_x, status.mpp_y),
-            reader=settings.reader,
-            limits=settings.reader_limits,
-        ) as slide,
-    ):
-        if slide.info.fingerprint != status.slide_fingerprint:
-            raise ValueError("The file is not the one that was segmented; its cells would lie elsewhere.")
+    with opened_again(
+        order,
+        target_mpp=status.target_mpp,
+        reader=settings.reader,
+        cache=settings.slide_cache,
+        limits=settings.reader_limits,
+    ) as slide:
         cells = cells_by_tile(store, status.slide_id, grid=slide.grid, geometry=geometry)
         mask = _open_mask(store, status.slide_id)
         pieces = pooled_cells(

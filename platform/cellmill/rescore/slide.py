@@ -9,7 +9,7 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
-from cellmill.cohort.per_slide import SlideOrder
+from cellmill.cohort.per_slide import SlideOrder, opened_again
 from cellmill.cohort.sources import CohortModel, MapSource
 from cellmill.embedding.sources import FeatureSource
 from cellmill.export.selection import CellSelection, parse_where, read_selected
@@ -18,7 +18,6 @@ from cellmill.rescore.choosing import ChosenCells, chosen_cells, tiles_of_cells,
 from cellmill.rescore.scoring import CellScores, Pooled, score_cells
 from cellmill.rescore.tables import rescored_table
 from cellmill.slides.errors import SlideError
-from cellmill.slides.isolated_slide import IsolatedSlide
 from cellmill.slides.isolation import ReaderLimits
 from cellmill.staging.cache import SlideCache
 from cellmill.store.embeddings import EmbeddingRecord, writing_embeddings
@@ -71,19 +70,13 @@ def _rescored(
             f"It has scores of {before.model_name} for {before.where!r} already; give --replace to put new ones in "
             "their place."
         )
-    assert status.mpp_x is not None and status.mpp_y is not None
-    with (
-        settings.slide_cache.stage(order.source.url) as copy,
-        IsolatedSlide(
-            copy.path,
-            target_mpp=model.target_mpp,
-            mpp=(status.mpp_x, status.mpp_y),
-            reader=settings.reader,
-            limits=settings.reader_limits,
-        ) as slide,
-    ):
-        if slide.info.fingerprint != status.slide_fingerprint:
-            raise ValueError("The file is not the one that was segmented; its cells would lie elsewhere.")
+    with opened_again(
+        order,
+        target_mpp=model.target_mpp,
+        reader=settings.reader,
+        cache=settings.slide_cache,
+        limits=settings.reader_limits,
+    ) as slide:
         where = parse_where(scored_by.where, model.ontology)
         cells = chosen_cells(read_selected(store, status.slide_id, CellSelection(where=where)), slide.grid)
         num_chosen, tiles = len(cells), tiles_of_cells(cells, model.geometry, slide.grid)
