@@ -6,12 +6,11 @@ reader sees. The cell table and the mask are never touched. The record also hold
 vectors of an earlier table are never joined to a later one.
 """
 
-import json
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +21,7 @@ import pyarrow.parquet as pq
 from cellmill.store.layout import embedding_record_key, embeddings_key
 from cellmill.store.objects import HashingFile, ObjectStore
 from cellmill.store.reading import finished_slides, scan_tables
-from cellmill.store.seal import SEAL_KEY, UNSEALED, sealed
+from cellmill.store.seal import sealed_json, unsealed_json
 from cellmill_schemas.embeddings import embedding_schema
 from cellmill_schemas.slides import SlideStatus
 
@@ -153,8 +152,7 @@ def writing_embeddings(store: ObjectStore, record: EmbeddingRecord) -> Generator
         num_cells=writer.num_added,
         table_sha256=hashing.hexdigest(),
     )
-    document = json.dumps({**asdict(made), SEAL_KEY: UNSEALED}, indent=2, sort_keys=True).encode()
-    store.put(embedding_record_key(whose, slide_id), sealed(document))
+    store.put(embedding_record_key(whose, slide_id), sealed_json(asdict(made)))
 
 
 def parse_embedding_record(data: bytes) -> EmbeddingRecord:
@@ -164,9 +162,7 @@ def parse_embedding_record(data: bytes) -> EmbeddingRecord:
         ValueError: when it is none.
     """
     try:
-        document: dict[str, Any] = json.loads(data)
-        document.pop(SEAL_KEY, None)
-        return EmbeddingRecord(**document)
+        return EmbeddingRecord(**unsealed_json(data))
     except (TypeError, AttributeError) as error:
         raise ValueError(f"Not the record of a slide's embeddings: {error}.") from error
 

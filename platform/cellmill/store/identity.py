@@ -4,7 +4,6 @@ In: the identity a run would write. Out: `cellset.json`, or an error listing eve
 differs.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 from cellmill.store.errors import CellSetMismatchError
 from cellmill.store.layout import CELLSET_KEY
 from cellmill.store.objects import ObjectStore
-from cellmill.store.seal import SEAL_KEY, UNSEALED, sealed
+from cellmill.store.seal import sealed_json, unsealed_json
 from cellmill_schemas.ontology import Ontology
 
 __all__ = ["CellSetIdentity", "create_or_check", "read_identity"]
@@ -68,7 +67,7 @@ def read_identity(store: ObjectStore) -> CellSetIdentity:
         ValueError: when its `cellset.json` is not one.
     """
     try:
-        return CellSetIdentity.from_json(_document(store.get(CELLSET_KEY)))
+        return CellSetIdentity.from_json(unsealed_json(store.get(CELLSET_KEY)))
     except FileNotFoundError:
         raise FileNotFoundError(
             f"There is no cell set at {store.url}: {CELLSET_KEY} is missing. Give the --out of a segment_cohort run."
@@ -81,10 +80,10 @@ def create_or_check(store: ObjectStore, identity: CellSetIdentity) -> None:
     Raises:
         CellSetMismatchError: naming each key that differs, with both values.
     """
-    data = sealed(json.dumps({**identity.to_json(), SEAL_KEY: UNSEALED}, indent=2, sort_keys=True).encode())
+    data = sealed_json(identity.to_json())
     if store.create(CELLSET_KEY, data):
         return
-    found, wanted = _flat(_document(store.get(CELLSET_KEY))), _flat(_document(data))
+    found, wanted = _flat(unsealed_json(store.get(CELLSET_KEY))), _flat(unsealed_json(data))
     # The same weights may be known by a folder, or by two versions: one cell set all the same.
     found.pop("model_version", None)
     wanted.pop("model_version")
@@ -96,13 +95,6 @@ def create_or_check(store: ObjectStore, identity: CellSetIdentity) -> None:
             f"{store.url} holds a cell set of another model or configuration:\n" + "\n".join(lines) + "\n"
             "Use another --out, or the settings it was made with."
         )
-
-
-def _document(data: bytes) -> dict[str, Any]:
-    """What `cellset.json` says, without its seal."""
-    document: dict[str, Any] = json.loads(data)
-    document.pop(SEAL_KEY, None)
-    return document
 
 
 def _flat(document: Any, prefix: str = "") -> dict[str, Any]:

@@ -6,7 +6,6 @@ touched. Names are people's: "tumour-board", "v2".
 """
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -16,7 +15,7 @@ import pyarrow.parquet as pq
 
 from cellmill.store.layout import RETYPED_FOLDER, retyped_key, retyped_prefix
 from cellmill.store.objects import HashingFile, ObjectStore
-from cellmill.store.seal import SEAL_KEY, UNSEALED, sealed
+from cellmill.store.seal import sealed_json, unsealed_json
 from cellmill_schemas.ontology import Ontology
 
 __all__ = [
@@ -68,8 +67,7 @@ def parse_head_record(data: bytes) -> HeadRecord:
         ValueError: when it is none.
     """
     try:
-        document: dict[str, Any] = json.loads(data)
-        document.pop(SEAL_KEY, None)
+        document = unsealed_json(data)
         document["ontology"] = Ontology.from_json(document["ontology"])
         return HeadRecord(**document)
     except (TypeError, KeyError, AttributeError) as error:
@@ -114,5 +112,4 @@ def write_weights(store: ObjectStore, name: str, weights: bytes) -> str:
 
 def write_head_record(store: ObjectStore, record: HeadRecord) -> None:
     """Write the record: from then on the head is there."""
-    document = json.dumps({**record.to_json(), SEAL_KEY: UNSEALED}, indent=2, sort_keys=True).encode()
-    store.put(f"{retyped_prefix(record.name)}/{HEAD_FILE}", sealed(document))
+    store.put(f"{retyped_prefix(record.name)}/{HEAD_FILE}", sealed_json(record.to_json()))

@@ -8,12 +8,15 @@ of its footer's metadata.
 
 import hashlib
 import io
+import json
 import re
+from collections.abc import Mapping
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-__all__ = ["SEAL_KEY", "UNSEALED", "is_sealed", "sealed", "sealed_parquet"]
+__all__ = ["SEAL_KEY", "UNSEALED", "is_sealed", "sealed", "sealed_json", "sealed_parquet", "unsealed_json"]
 
 SEAL_KEY = "sealed_sha256"
 UNSEALED = "0" * 64
@@ -27,6 +30,19 @@ def sealed(document: bytes) -> bytes:
     start, end = _place(document) or (0, 0)
     assert document[start:end] == UNSEALED.encode(), "the document keeps no place for its digest"
     return document[:start] + hashlib.sha256(document).hexdigest().encode() + document[end:]
+
+
+def sealed_json(document: Mapping[str, object], *, sort_keys: bool = True) -> bytes:
+    """A document of plain JSON types, sealed; the same document gives the same bytes."""
+    unsealed = json.dumps({**document, SEAL_KEY: UNSEALED}, indent=2, sort_keys=sort_keys)
+    return sealed(unsealed.encode())
+
+
+def unsealed_json(data: bytes) -> dict[str, Any]:
+    """What the document says, without its seal. Whether that holds is for `cellmill.verify` to say."""
+    document: dict[str, Any] = json.loads(data)
+    document.pop(SEAL_KEY, None)
+    return document
 
 
 def sealed_parquet(table: pa.Table) -> bytes:

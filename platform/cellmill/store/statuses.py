@@ -4,7 +4,6 @@ In: a `SlideStatus`. Out: `slides/<slide_id>.json`, which alone decides whether 
 which is derived from those objects and can always be made again; one row is one slide.
 """
 
-import json
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,7 +11,7 @@ import pyarrow as pa
 
 from cellmill.store.layout import SLIDES_TABLE_KEY, STATUS_FOLDER, status_key
 from cellmill.store.objects import ObjectStore
-from cellmill.store.seal import SEAL_KEY, UNSEALED, sealed, sealed_parquet
+from cellmill.store.seal import sealed_json, sealed_parquet, unsealed_json
 from cellmill_schemas.slides import STATUS_SCHEMA, SlideStatus
 
 __all__ = ["parse_status", "read_status", "read_statuses", "statuses_table", "write_slides_table", "write_status"]
@@ -23,8 +22,7 @@ _AT_ONCE = 1000
 
 def write_status(store: ObjectStore, status: SlideStatus) -> None:
     """Write the status in one put: from then on the slide has ended this way."""
-    document = json.dumps({**status.to_json(), SEAL_KEY: UNSEALED}, indent=2).encode()
-    store.put(status_key(status.slide_id), sealed(document))
+    store.put(status_key(status.slide_id), sealed_json(status.to_json(), sort_keys=False))
 
 
 def read_status(store: ObjectStore, slide_id: str) -> SlideStatus | None:
@@ -54,9 +52,7 @@ def parse_status(data: bytes) -> SlideStatus:
     Raises:
         ValueError: when it is none.
     """
-    document: dict[str, Any] = json.loads(data)
-    document.pop(SEAL_KEY, None)
-    return SlideStatus.from_json(document)
+    return SlideStatus.from_json(unsealed_json(data))
 
 
 def statuses_table(statuses: list[SlideStatus]) -> pa.Table:
