@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from weak_helpers import BY_TRUTH, ROUND_OR_LONG, nuclei_image, two_discs, with_types
 
+from cellmill.cohort.manifest import list_sources
 from cellmill.grid import Box
 from cellmill_schemas.ontology import get_ontology
 from cellmill_training.datasets.labelled_image import CellLabel, LabelledImage, LabelOrigin
@@ -105,6 +106,19 @@ def test_annotated_slides_become_windows_of_fragments_with_classes_where_they_we
     assert not any(image.unknown.any() for image in images)
     area_px = sum(image.instances.size for image in images)
     assert area_px < 0.6 * 1600 * 3000 / 4  # the glass between and around is not kept
+
+
+def test_pseudonyms_stand_for_the_slides_names(slide: Path, tmp_path: Path) -> None:
+    secret = b"a secret of enough bytes, of a test"
+    (source,) = list_sources([str(slide)], secret=secret)
+    assert "heart" not in source.slide_id
+    features = [_feature(_square(400, 400, 20), "other")]
+    folder = _annotate(tmp_path / "a", features, name=f"{source.slide_id}.geojson.gz")
+    (image,) = annotated_windows([str(slide)], folder, _EXPERT, secret=secret)
+    assert image.split_group == source.slide_id
+    assert "heart" not in image.image_id
+    with pytest.raises(ValueError, match="is not among --slides"):
+        list(annotated_windows([str(slide)], folder, _EXPERT))
 
 
 def test_between_an_experts_outlines_nothing_is_known_and_windows_without_are_left_out(

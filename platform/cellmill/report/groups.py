@@ -18,7 +18,7 @@ def read_groups(manifest: str, column: str) -> dict[str, str]:
         ValueError: when it is no manifest that can be read, or has no such column, listing those there are.
     """
     if not manifest.lower().endswith((".csv", ".parquet", ".pq")):
-        raise ValueError(f"--group-by needs a CSV or Parquet manifest as --slides, got {manifest!r}.")
+        raise ValueError(f"Column {column!r} needs a CSV or Parquet manifest as --slides, got {manifest!r}.")
     try:
         with fsspec.open(manifest, "rb") as file:
             data: bytes = file.read()  # type: ignore[union-attr]

@@ -60,19 +60,22 @@ def annotation_files(folder: Path) -> dict[str, Path]:
     return files
 
 
-def annotated_windows(slides: Sequence[str], annotations: Path, how: AnnotatedSlides) -> Iterator[LabelledImage]:
+def annotated_windows(
+    slides: Sequence[str], annotations: Path, how: AnnotatedSlides, *, secret: bytes | None = None
+) -> Iterator[LabelledImage]:
     """Images of all slides that there are files for, in the order of their ids.
 
     Args:
         slides: files, globs, folders, URLs or manifests.
         annotations: folder of GeoJSON files.
         how: scale, classes and lineage.
+        secret: makes slide ids pseudonyms, which the files are then named by.
 
     Raises:
         ValueError: naming the file and the feature that cannot be understood, or the slide that a file has not.
         SlideError: when a slide cannot be opened.
     """
-    sources = {source.slide_id: source for source in list_sources(slides)}
+    sources = {source.slide_id: source for source in list_sources(slides, secret=secret)}
     for slide_id, path in sorted(annotation_files(annotations).items()):
         source = sources.get(slide_id)
         if source is None or source.problem is not None:

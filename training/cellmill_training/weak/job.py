@@ -38,6 +38,8 @@ class WeakChainSettings:
 
     Args:
         slides: files, globs, folders, URLs or one manifest; with --annotations.
+        pseudonymize: file with a secret: slide ids are then pseudonyms, in data sets, tables and tracking, and the
+            annotation files are named by them.
         annotations: folder with <slide_id>.geojson: every nucleus of the slide as the weak source sees it.
         expert_annotations: folder with <slide_id>.geojson: nuclei that an expert typed. These slides train nothing
             before fine-tuning.
@@ -62,6 +64,7 @@ class WeakChainSettings:
     """
 
     slides: tuple[str, ...] = ()
+    pseudonymize: str | None = None
     annotations: str = ""
     expert_annotations: str = ""
     ontology: str = "ikem3"
@@ -90,6 +93,8 @@ class WeakChainSettings:
             raise ValueError("Give either --weak DATASET, or --slides with --annotations FOLDER.")
         if bool(self.slides) != bool(self.annotations):
             raise ValueError("--slides and --annotations go together: slides, and the weak source's GeoJSON for them.")
+        if self.pseudonymize and not self.slides:
+            raise ValueError("--pseudonymize is for --slides; a data set's slides are named as it names them.")
         if self.expert and self.expert_annotations:
             raise ValueError("Give --expert DATASET or --expert-annotations FOLDER, not both.")
         if self.expert_annotations and not self.slides:
@@ -205,12 +210,13 @@ def _from_slides(
     settings: WeakChainSettings, recipe: "WeakChainRecipe", out: Path
 ) -> "tuple[LabelledDataset, LabelledDataset | None]":
     """Data sets of the slides' fragments, made once; the expert's slides are all in the weak set's test split."""
+    from cellmill.privacy import read_secret
     from cellmill_training.datasets.labelled_image import LabelOrigin
     from cellmill_training.datasets.splitting import split_by_group
     from cellmill_training.weak.annotated_slides import AnnotatedSlides, annotated_windows, annotation_files
     from cellmill_training.weak.chain import written_once
 
-    ontology = _ontology(settings.ontology)
+    ontology, secret = _ontology(settings.ontology), read_secret(settings.pseudonymize)
     weak_folder, expert_folder = Path(settings.annotations), Path(settings.expert_annotations or "/nowhere")
     experts = list(annotation_files(expert_folder)) if settings.expert_annotations else []
     others = [slide_id for slide_id in annotation_files(weak_folder) if slide_id not in experts]
@@ -218,7 +224,7 @@ def _from_slides(
     weak_how = AnnotatedSlides(ontology, LabelOrigin("weak", settings.weak_source), complete=True, mpp=settings.mpp)
     weak = written_once(
         out / "weak",
-        lambda: annotated_windows(settings.slides, weak_folder, weak_how),
+        lambda: annotated_windows(settings.slides, weak_folder, weak_how, secret=secret),
         ontology=ontology,
         splits={**splits, **dict.fromkeys(experts, "test")},
     )
@@ -229,7 +235,7 @@ def _from_slides(
     )
     expert = written_once(
         out / "expert",
-        lambda: annotated_windows(settings.slides, expert_folder, expert_how),
+        lambda: annotated_windows(settings.slides, expert_folder, expert_how, secret=secret),
         ontology=ontology,
         splits=split_by_group(experts, fractions=_EXPERT_FRACTIONS, seed=settings.seed),
     )
