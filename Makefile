@@ -11,8 +11,8 @@ STAMP := $(VENV)/.up-to-date
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 
 # A run starts many processes that import the same modules: what one has compiled the next need not, also where the
-# environment says not to keep it. Ray alone takes 6.7 s of CPU with nothing kept and
-# 2.3 with it, with torch and the engine 14.5 and 5.6 (a busy machine).
+# environment says not to keep it. CPU seconds with nothing kept and with it, on a busy machine: Ray alone 6.7 and 2.3,
+# with torch and the engine 14.5 and 5.6.
 export PYTHONDONTWRITEBYTECODE :=
 
 setup: $(STAMP)
