@@ -14,9 +14,9 @@ from cellmill.store.embeddings import EmbeddingRecord, parse_embedding_record
 from cellmill.store.layout import EMBEDDINGS_FOLDER, RETYPED_FOLDER, cells_key, is_safe_id, retyped_key
 from cellmill.store.objects import ObjectStore
 from cellmill.store.retyped import HEAD_FILE, WEIGHTS_FILE, parse_head_record
-from cellmill.store.seal import is_sealed
 from cellmill.verify.findings import FindingKind, Findings
 from cellmill.verify.listing import keys_below
+from cellmill.verify.sealed import read_sealed
 from cellmill_schemas.slides import SlideStatus
 
 __all__ = ["check_added"]
@@ -64,8 +64,8 @@ class _Check:
                 self._embedding(key, slide_id, folder, with_content=with_content)
 
     def _embedding(self, key: str, slide_id: str, embedded_by: str, *, with_content: bool) -> None:
-        data = self.store.get(key)
-        if not self._is_sealed(key, data, slide_id):
+        data, is_intact = read_sealed(self.store, key, self.findings, slide_id=slide_id)
+        if not is_intact:
             return
         try:
             record = parse_embedding_record(data)
@@ -114,8 +114,8 @@ class _Check:
         if head_key not in keys:
             self.add("unfinished", folder, f"{HEAD_FILE} is missing: a fit was cut short; fit it again")
             return
-        data = self.store.get(head_key)
-        if not self._is_sealed(head_key, data, ""):
+        data, is_intact = read_sealed(self.store, head_key, self.findings)
+        if not is_intact:
             return
         try:
             record = parse_head_record(data)
@@ -147,13 +147,6 @@ class _Check:
         elif status.outcome != "done":
             self.add("stray", key, f"the slide is {status.outcome} and should not have it", slide_id=slide_id)
         return status is not None and status.outcome == "done"
-
-    def _is_sealed(self, key: str, data: bytes, slide_id: str) -> bool:
-        self.findings.count(objects=1, num_bytes=len(data))
-        if not is_sealed(data):
-            self.add("damaged", key, "its bytes are not those that were sealed", slide_id=slide_id)
-            return False
-        return True
 
     def _is_intact(self, key: str, sha256: str, slide_id: str) -> bool:
         digest, size = hashlib.sha256(), 0

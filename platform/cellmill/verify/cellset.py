@@ -27,12 +27,12 @@ from cellmill.store.layout import (
     is_safe_id,
 )
 from cellmill.store.objects import ObjectStore
-from cellmill.store.seal import is_sealed
 from cellmill.store.statuses import statuses_table
 from cellmill.verify.added import check_added
 from cellmill.verify.findings import Findings, VerifyReport
 from cellmill.verify.listing import keys_below, symbolic_links, top_names
 from cellmill.verify.scores import check_scores
+from cellmill.verify.sealed import read_sealed
 from cellmill.verify.slide import SlideObjects, check_slide
 from cellmill_schemas.slides import SlideStatus
 
@@ -95,10 +95,7 @@ def _identity(store: ObjectStore, findings: Findings, *, is_there: bool) -> Cell
     if not is_there:
         findings.add("missing", CELLSET_KEY, "nothing says which model and settings made this")
         return None
-    data = store.get(CELLSET_KEY)
-    findings.count(objects=1, num_bytes=len(data))
-    if not is_sealed(data):
-        findings.add("damaged", CELLSET_KEY, "its bytes are not those that were sealed")
+    read_sealed(store, CELLSET_KEY, findings)
     try:
         return read_identity(store)
     except (ValueError, TypeError, AttributeError):
@@ -162,10 +159,8 @@ def _check_slides_table(store: ObjectStore, statuses: list[SlideStatus], finding
     if not is_there:
         findings.add("missing", key, "the table of slides is not there; running the same command again makes it")
         return
-    data = store.get(key)
-    findings.count(objects=1, num_bytes=len(data))
-    if not is_sealed(data):
-        findings.add("damaged", key, "its bytes are not those that were sealed")
+    data, is_intact = read_sealed(store, key, findings)
+    if not is_intact:
         return
     rows = _by_slide(pq.read_table(pa.BufferReader(data)).to_pylist())
     wanted = _by_slide(statuses_table(statuses).to_pylist())

@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 from cellmill.store.layout import RESCORED_TABLE_KEY, rescored_key
 from cellmill.store.objects import ObjectStore
 from cellmill.store.rescored import read_scored_by
-from cellmill.store.seal import is_sealed
 from cellmill.verify.findings import Findings
+from cellmill.verify.sealed import read_sealed
 from cellmill.verify.slide import SlideObjects
 from cellmill_schemas.slides import SlideStatus
 
@@ -42,24 +42,19 @@ def check_scores(
     with_scores = {seen.slide_id for seen in slides if seen.has_scores}
     for slide_id in sorted(with_scores):
         status = status_of.get(slide_id)
-        if _is_intact(store, rescored_key(slide_id), findings, slide_id) and status and status.outcome == "done":
+        _, is_intact = read_sealed(store, rescored_key(slide_id), findings, slide_id=slide_id)
+        if is_intact and status and status.outcome == "done":
             _check_binding(store, status, findings)
-    if has_table and _is_intact(store, RESCORED_TABLE_KEY, findings):
-        listed = pq.read_table(pa.BufferReader(store.get(RESCORED_TABLE_KEY)), columns=["slide_id"])
+    if not has_table:
+        return
+    data, is_intact = read_sealed(store, RESCORED_TABLE_KEY, findings)
+    if is_intact:
+        listed = pq.read_table(pa.BufferReader(data), columns=["slide_id"])
         forgotten = {slide_id for slide_id, status in status_of.items() if status.outcome == "forgotten"}
         for slide_id in sorted(set(listed.column("slide_id").to_pylist()) - with_scores - forgotten):
             findings.add(
                 "missing", rescored_key(slide_id), f"{RESCORED_TABLE_KEY} lists scores of it", slide_id=slide_id
             )
-
-
-def _is_intact(store: ObjectStore, key: str, findings: Findings, slide_id: str = "") -> bool:
-    data = store.get(key)
-    findings.count(objects=1, num_bytes=len(data))
-    if not is_sealed(data):
-        findings.add("damaged", key, "its bytes are not those that were sealed", slide_id=slide_id)
-        return False
-    return True
 
 
 def _check_binding(store: ObjectStore, status: SlideStatus, findings: Findings) -> None:

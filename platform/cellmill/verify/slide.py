@@ -17,11 +17,11 @@ from cellmill.store.errors import OutputError
 from cellmill.store.identity import CellSetIdentity
 from cellmill.store.layout import cells_key, digests_key, mask_prefix, rescored_key, status_key, work_prefix
 from cellmill.store.objects import ObjectStore
-from cellmill.store.seal import is_sealed
 from cellmill.store.statuses import parse_status
 from cellmill.verify.findings import FindingKind, Findings
 from cellmill.verify.listing import keys_below
 from cellmill.verify.mask import check_mask
+from cellmill.verify.sealed import read_sealed
 from cellmill.verify.table import TableFacts, check_table, grid_of
 from cellmill_schemas.slides import SlideStatus
 
@@ -70,10 +70,7 @@ class _SlideCheck:
             else:
                 self.add("missing", key, "the slide has outputs and no status")
             return None
-        data = self.store.get(key)
-        self.findings.count(objects=1, num_bytes=len(data))
-        if not is_sealed(data):
-            self.add("damaged", key, "its bytes are not those that were sealed")
+        data, _ = read_sealed(self.store, key, self.findings, slide_id=self.slide_id)
         try:
             status = parse_status(data)
         except (ValueError, TypeError):
