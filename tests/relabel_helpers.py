@@ -1,6 +1,5 @@
 """Small labelled data sets for the tests of relabelling, and a training worker that dies once."""
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import cv2
 import numpy as np
 import numpy.typing as npt
+from training_helpers import Killed
 
 from cellmill_schemas.ontology import get_ontology
 from cellmill_training.datasets.labelled_image import CellLabel, LabelledImage, LabelOrigin
@@ -76,7 +76,7 @@ def worker_that_dies_once(config: dict[str, Any]) -> None:
     def noted(model: Any, state: fitting.FitState, *arguments: Any, **settings: Any) -> float:
         if state.step == config["die_at_step"] and not died.exists():
             died.touch()
-            os._exit(1)
+            raise Killed
         with steps.open("a") as file:
             file.write(f"{state.step}\n")
         return real(model, state, *arguments, **settings)

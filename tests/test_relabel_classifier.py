@@ -5,15 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
-import relabel_helpers
 import torch
 from relabel_helpers import dotted_dataset, two_colors, worker_that_dies_once
 from safetensors.torch import save_file
+from training_helpers import fit_killed_once
 
 from cellmill_schemas.ontology import get_ontology
 from cellmill_training.loop import LossIsNotFiniteError
-from cellmill_training.ray_trainer import WorkerPlan, fit
 from cellmill_training.relabel import learning
 from cellmill_training.relabel.cells import (
     CellIndex,
@@ -210,38 +208,26 @@ def test_a_loss_that_is_not_finite_stops_with_advice() -> None:
         fit_classifier(state, train=two_colors(16, seed=0), validation=two_colors(8, seed=1), config=_FIT)
 
 
-@pytest.mark.timeout(300)
-# Ray copies its own data context attribute by attribute and warns about some of them.
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
-@pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning")
-@pytest.mark.usefixtures("ray_session")
 def test_a_killed_worker_loses_only_the_steps_since_the_last_checkpoint(tmp_path: Path) -> None:
     dataset = dotted_dataset(tmp_path / "dots", {"lymphocyte": 4, "macrophage": 4})
     index = index_cells(dataset, ("lymphocyte", "macrophage"), ontology=get_ontology("refined7"))
     rows = learning_rows(index, group_splits([index], index.groups.tolist()), seed=0)
     classifier = ClassifierConfig(class_names=index.class_names, encoder="test_resnet")
-    settings = dataclasses.replace(_FIT, epochs=2)
     place = ClassifierFolder(tmp_path / "run")
-    learn = LearnConfig(encoder="test_resnet", weights="random", fit=settings)
+    learn = LearnConfig(encoder="test_resnet", weights="random", fit=_FIT)
     learning._prepare(place, dataset, index, rows, classifier=classifier, learn=learn)  # pyright: ignore
     config = {"folder": str(place.folder), "classifier": dataclasses.asdict(classifier)}
-    config |= {"fit": dataclasses.asdict(settings), "device": "cpu", "die_at_step": 5}
-    ray.cloudpickle.register_pickle_by_value(relabel_helpers)  # workers do not see the folder of the tests
-    fit(
-        worker_that_dies_once,
-        config,
-        out=place.folder,
-        plan=WorkerPlan(cpus_per_worker=1, device="cpu", max_failures=1),
-    )
+    config |= {"fit": dataclasses.asdict(_FIT), "device": "cpu", "die_at_step": 5}
+    fit_killed_once(worker_that_dies_once, config, out=place.folder)
     taken = [int(line) for line in (place.folder / "steps").read_text().split()]
     # 56 cells in batches of 8: an epoch is 7 steps. Killed in step 5, the last checkpoint was after step 2.
     assert taken == [0, 1, 2, 3, 4, *range(3, 14)]
-    whole = FitState.fresh(classifier, settings)
+    whole = FitState.fresh(classifier, _FIT)
     crops = {
         split: LabelledCrops(np.load(place.crops(split)), np.load(place.classes(split)))
         for split in ("train", "validation")
     }
-    fit_classifier(whole, train=crops["train"], validation=crops["validation"], config=settings)
+    fit_classifier(whole, train=crops["train"], validation=crops["validation"], config=_FIT)
     loaded = load_classifier(place.classifier)
     for name, value in loaded.network.state_dict().items():
-        assert torch.allclose(value.float(), whole.best[name].float(), atol=1e-5), name
+        assert torch.equal(value, whole.best[name]), name

@@ -1,9 +1,12 @@
-"""A small labelled data set for tests of training: made-up tissue, all seven types, exact masks."""
+"""A small labelled data set for tests of training: made-up tissue, all seven types, exact masks; and killed workers."""
 
-from collections.abc import Iterator, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 
 from cellmill.grid import Box
 from cellmill.synthetic.cell_types import TYPE_NAMES
@@ -12,6 +15,8 @@ from cellmill_schemas.ontology import get_ontology
 from cellmill_training.datasets.labelled_image import CellLabel, LabelledImage, LabelOrigin, densely_numbered
 from cellmill_training.datasets.splitting import Split
 from cellmill_training.datasets.store import LabelledDataset, write_dataset
+from cellmill_training.ray_trainer import WorkerPlan, fit
+from cellmill_training.supervised import on_ray
 
 FOLDS = ("fold1", "fold2", "fold3")
 
@@ -48,3 +53,35 @@ def small_dataset(
 
     splits: dict[str, Split] = {f"slide{n}": "train" if n < num_images - 1 else "validation" for n in range(num_images)}
     return write_dataset(folder, images(), ontology=get_ontology("refined7"), splits=splits)
+
+
+class Killed(BaseException):
+    """Stands for kill -9: no clean-up may rely on catching it."""
+
+
+def fit_killed_once(worker: Callable[[dict[str, Any]], None], config: dict[str, Any], *, out: Path) -> None:
+    """Run a job's worker here until `Killed`, then again on a machine that has only what Ray carries there.
+
+    Real workers are killed, and replaced by Ray, in `test_teacher_job.py`. All workers ask Ray by `join_workers`: here
+    a folder stands for it, which takes in what is reported and gives it to whoever comes next.
+    """
+    ray = out / "carried"
+    ray.mkdir(parents=True)
+
+    def report(metrics: dict[str, float], files: Sequence[Path]) -> None:
+        for path in files:
+            shutil.copy(path, ray)
+
+    def take_last_checkpoint(folder: Path) -> None:
+        shutil.copytree(ray, folder, dirs_exist_ok=True)
+
+    plan = WorkerPlan(num_workers=0, cpus_per_worker=1, device="cpu")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(on_ray, "report", report)
+        patch.setattr(on_ray, "take_last_checkpoint", take_last_checkpoint)
+        with pytest.raises(Killed):
+            fit(worker, config, out=out, plan=plan)
+        assert list(ray.iterdir()), "killed before its first checkpoint"
+        for name in {path.name for path in ray.iterdir()}:
+            (out / name).unlink()
+        fit(worker, config, out=out, plan=plan)

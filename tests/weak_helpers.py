@@ -1,6 +1,5 @@
 """Tissue for tests of the weak-label chain: coloured discs whose types a small network learns in seconds."""
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import cv2
 import numpy as np
 import numpy.typing as npt
+from training_helpers import Killed
 
 from cellmill_schemas.ontology import CellClass, Ontology
 from cellmill_training.datasets.labelled_image import CellLabel, LabelledImage, LabelOrigin, densely_numbered
@@ -91,7 +91,7 @@ def segmenter_that_dies_once(config: dict[str, Any]) -> None:
     def noted(state: Any, path: Path) -> None:
         if state.step >= 4 and not died.exists():
             died.touch()
-            os._exit(1)
+            raise Killed
         real(state, path)
 
     nucleus_training.save_state = noted

@@ -13,7 +13,6 @@ A folder that holds a classifier already is done; one that was cut off goes on f
 
 import json
 import logging
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,16 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cellmill_training.datasets.splitting import Split
-from cellmill_training.ray_trainer import (
-    Device,
-    WorkerPlan,
-    data_parallel,
-    fit,
-    rank_and_world,
-    report,
-    take_last_checkpoint,
-    torch_device,
-)
+from cellmill_training.ray_trainer import Device, WorkerPlan, fit, rank_and_world
 from cellmill_training.relabel.cells import CellIndex, Rows, balanced_rows, split_rows
 from cellmill_training.relabel.classifier import (
     IMAGENET,
@@ -52,6 +42,7 @@ from cellmill_training.relabel.fitting import (
     load_state,
     save_state,
 )
+from cellmill_training.supervised.on_ray import join_workers
 
 __all__ = ["ClassifierFolder", "LearnConfig", "learn_classifier", "learning_rows"]
 
@@ -185,34 +176,32 @@ def _worker(config: dict[str, Any]) -> None:
     place = ClassifierFolder(Path(config["folder"]))
     classifier = ClassifierConfig.from_json(config["classifier"])
     settings = FitConfig.from_json(config["fit"])
-    device = torch_device(cast(Device, config["device"]))
-    rank, num_workers = rank_and_world()
-    # The checkpoint travels through Ray; only rank 0 keeps one in the folder.
-    own = place if rank == 0 else ClassifierFolder(Path(tempfile.mkdtemp(prefix="cellmill-relabel-")))
-    take_last_checkpoint(own.folder)
-    state = FitState.fresh(classifier, settings, initial=load_file(place.initial), device=device)
-    if own.checkpoint.is_file():
-        load_state(state, own.checkpoint)
-        logger.info("Resumed at step %d.", state.step)
+    _, num_workers = rank_and_world()
+    with join_workers(config["folder"], cast(Device, config["device"])) as (own_place, worker):
+        own = ClassifierFolder(own_place.folder)
+        state = FitState.fresh(classifier, settings, initial=load_file(place.initial), device=worker.device)
+        if own.checkpoint.is_file():
+            load_state(state, own.checkpoint)
+            logger.info("Resumed at step %d.", state.step)
 
-    def keep(state: FitState) -> None:
-        if rank == 0:
-            save_state(state, own.checkpoint)
-        last = state.history[-1] if state.history else {}
-        report({**last, "step": float(state.step)}, [own.checkpoint])
+        def keep(state: FitState) -> None:
+            if worker.rank == 0:
+                save_state(state, own.checkpoint)
+            last = state.history[-1] if state.history else {}
+            worker.report({**last, "step": float(state.step)}, own.checkpoint)
 
-    fit_classifier(
-        state,
-        train=_labelled(place, "train"),
-        validation=_labelled(place, "validation"),
-        config=settings,
-        forward=data_parallel(state.network),
-        on_checkpoint=keep,
-        rank=rank,
-        num_workers=num_workers,
-        device=device,
-    )
-    if rank == 0:
+        fit_classifier(
+            state,
+            train=_labelled(place, "train"),
+            validation=_labelled(place, "validation"),
+            config=settings,
+            forward=worker.wrap(state.network),
+            on_checkpoint=keep,
+            rank=worker.rank,
+            num_workers=num_workers,
+            device=worker.device,
+        )
+    if worker.rank == 0:
         save_classifier(classifier, state.best, place.classifier)
         # Last: a folder with a history is a folder whose classifier is whole.
         partial = place.history.with_suffix(".partial")
