@@ -16,7 +16,7 @@ from cellmill.cohort.granted import pin_threads
 from cellmill.cohort.per_slide import SlideOrder, orders_of, ray_workers
 from cellmill.cohort.pools import device_of_workers
 from cellmill.embedding.slide import EmbeddedSlide, EmbedSettings, embed_slide
-from cellmill.embedding.sources import EmbeddingModel
+from cellmill.embedding.sources import EmbeddingModel, record_of_run
 from cellmill.privacy import read_secret
 from cellmill.slides.isolation import ReaderLimits
 from cellmill.staging.cache import node_cache
@@ -134,21 +134,15 @@ def _settings(
     store: ObjectStore,
     device: "DeviceKind",
 ) -> EmbedSettings:
-    layer = model.layer
     batch_size = config.batch_size or DEFAULT_BATCH_SIZES[device]
-    backend = model.features_backend(device, with_maps=False)
-    record = EmbeddingRecord(
-        slide_id="",
+    record = record_of_run(
+        model,
         embedded_by="student",
-        model_name=model.name,
-        model_digest=model.digest,
-        model_version=model.version,
-        layer=layer.name,
-        layer_stride_px=layer.stride_px,
+        device=device,
+        with_maps=False,
         layer_mpp=float(identity.config["target_mpp"]),
-        backend=f"{backend}, batches of {batch_size}, threads {config.threads_per_worker}",
-        where="",
-        cells_sha256="",
+        batch_size=batch_size,
+        num_threads=config.threads_per_worker,
     )
     return EmbedSettings(
         store=store,

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from cellmill.cohort.sources import CohortModel, NetworkModel, TileBatch
+from cellmill.store.embeddings import EmbeddedBy, EmbeddingRecord
 
 if TYPE_CHECKING:
     # Importing torch takes seconds.
     from cellmill.models.features import FeatureExtractor, FeatureLayer, TileFeatures
     from cellmill.models.inference import DeviceKind
 
-__all__ = ["EmbeddingModel", "FeatureSource", "NetworkEmbeddings"]
+__all__ = ["EmbeddingModel", "FeatureSource", "NetworkEmbeddings", "record_of_run"]
 
 
 class FeatureSource(Protocol):
@@ -43,6 +44,46 @@ class EmbeddingModel(CohortModel, Protocol):
     ) -> FeatureSource:
         """Make it ready on this worker's device."""
         ...
+
+
+def record_of_run(
+    model: EmbeddingModel,
+    *,
+    embedded_by: EmbeddedBy,
+    device: "DeviceKind",
+    with_maps: bool,
+    layer_mpp: float,
+    batch_size: int,
+    num_threads: int,
+    where: str = "",
+) -> EmbeddingRecord:
+    """What the vectors of a run are; which slide's and of which cell table is left empty.
+
+    Args:
+        model: tells the features.
+        embedded_by: what the model is to the cell set.
+        device: kind of device it runs on.
+        with_maps: whether it is asked for maps in the same pass.
+        layer_mpp: um/px of the grid it is shown.
+        batch_size: tiles a forward pass.
+        num_threads: CPU threads of a worker.
+        where: the condition that chooses the cells; empty for all.
+    """
+    layer = model.layer
+    backend = model.features_backend(device, with_maps=with_maps)
+    return EmbeddingRecord(
+        slide_id="",
+        embedded_by=embedded_by,
+        model_name=model.name,
+        model_digest=model.digest,
+        model_version=model.version,
+        layer=layer.name,
+        layer_stride_px=layer.stride_px,
+        layer_mpp=layer_mpp,
+        backend=f"{backend}, batches of {batch_size}, threads {num_threads}",
+        where=where,
+        cells_sha256="",
+    )
 
 
 @dataclass(frozen=True)

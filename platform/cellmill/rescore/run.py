@@ -15,7 +15,7 @@ from cellmill.cohort.granted import pin_threads
 from cellmill.cohort.per_slide import SlideOrder, orders_of, ray_workers
 from cellmill.cohort.pools import device_of_workers
 from cellmill.cohort.sources import CohortModel, MapSource
-from cellmill.embedding.sources import EmbeddingModel, FeatureSource
+from cellmill.embedding.sources import EmbeddingModel, FeatureSource, record_of_run
 from cellmill.export.selection import parse_where
 from cellmill.privacy import read_secret
 from cellmill.rescore.agreement import SlideAgreement, agreement_table
@@ -144,21 +144,15 @@ def _embedding(
     """What embeddings are to be stored, if any."""
     if not config.embeddings:
         return None
-    features = cast(EmbeddingModel, model)
-    layer = features.layer
-    backend = features.features_backend(cast("DeviceKind", device), with_maps=True)
-    return EmbeddingRecord(
-        slide_id="",
+    return record_of_run(
+        cast(EmbeddingModel, model),
         embedded_by="teacher",
-        model_name=model.name,
-        model_digest=model.digest,
-        model_version=model.version,
-        layer=layer.name,
-        layer_stride_px=layer.stride_px,
+        device=cast("DeviceKind", device),
+        with_maps=True,
         layer_mpp=model.target_mpp,
-        backend=f"{backend}, batches of {batch_size}, threads {config.threads_per_worker}",
+        batch_size=batch_size,
+        num_threads=config.threads_per_worker,
         where=config.where,
-        cells_sha256="",
     )
 
 
