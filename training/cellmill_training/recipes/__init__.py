@@ -1,5 +1,9 @@
 """Recipes by name: Python configs, each opening with its source, the command, the hours and the figures to expect."""
 
+from collections.abc import Mapping
+from functools import partial
+from typing import TypeVar
+
 from cellmill_training.distill.recipe import DistillRecipe
 from cellmill_training.recipes import (
     lite_distilled,
@@ -25,6 +29,8 @@ __all__ = [
     "weak_chain_recipe",
 ]
 
+_Recipe = TypeVar("_Recipe", TeacherRecipe, DistillRecipe, WeakChainRecipe)
+
 TEACHER_RECIPES: dict[str, TeacherRecipe] = {
     "teacher-h-optimus-0": teacher_h_optimus_0.RECIPE,
     "teacher-resnet50": teacher_resnet50.RECIPE,
@@ -45,34 +51,22 @@ WEAK_CHAIN_RECIPES: dict[str, WeakChainRecipe] = {
 }
 
 
-def teacher_recipe(name: str) -> TeacherRecipe:
-    """A recipe of `train-teacher`.
+def _named(recipes: Mapping[str, _Recipe], name: str) -> _Recipe:
+    """The recipe of that name.
 
     Raises:
-        ValueError: when there is none of that name.
+        ValueError: when there is none.
     """
-    if name not in TEACHER_RECIPES:
-        raise ValueError(f"--recipe must be one of {', '.join(TEACHER_RECIPES)}, got {name!r}.")
-    return TEACHER_RECIPES[name]
+    if name not in recipes:
+        raise ValueError(f"--recipe must be one of {', '.join(recipes)}, got {name!r}.")
+    return recipes[name]
 
 
-def distill_recipe(name: str) -> DistillRecipe:
-    """A recipe of `distill-student`.
+teacher_recipe = partial(_named, TEACHER_RECIPES)
+"""A recipe of `train-teacher`, by name."""
 
-    Raises:
-        ValueError: when there is none of that name.
-    """
-    if name not in DISTILL_RECIPES:
-        raise ValueError(f"--recipe must be one of {', '.join(DISTILL_RECIPES)}, got {name!r}.")
-    return DISTILL_RECIPES[name]
+distill_recipe = partial(_named, DISTILL_RECIPES)
+"""A recipe of `distill-student`, by name."""
 
-
-def weak_chain_recipe(name: str) -> WeakChainRecipe:
-    """A recipe of `train-weak-chain`.
-
-    Raises:
-        ValueError: when there is none of that name.
-    """
-    if name not in WEAK_CHAIN_RECIPES:
-        raise ValueError(f"--recipe must be one of {', '.join(WEAK_CHAIN_RECIPES)}, got {name!r}.")
-    return WEAK_CHAIN_RECIPES[name]
+weak_chain_recipe = partial(_named, WEAK_CHAIN_RECIPES)
+"""A recipe of `train-weak-chain`, by name."""
