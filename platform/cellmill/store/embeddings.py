@@ -178,12 +178,10 @@ def embedding_records(
     store: ObjectStore, statuses: Iterable[SlideStatus], *, embedded_by: EmbeddedBy
 ) -> list[EmbeddingRecord]:
     """Records of the slides that have vectors of the very cells they have now, by slide id."""
-    found: list[EmbeddingRecord] = []
-    for status in statuses:
-        record = read_embedding_record(store, embedded_by, status.slide_id)
-        if record is not None and record.cells_sha256 == status.cells_sha256:
-            found.append(record)
-    return sorted(found, key=lambda record: record.slide_id)
+    cells_sha256 = {embedding_record_key(embedded_by, status.slide_id): status.cells_sha256 for status in statuses}
+    records = {key: parse_embedding_record(data) for key, data in store.get_many(list(cells_sha256)).items()}
+    current = [record for key, record in records.items() if record.cells_sha256 == cells_sha256[key]]
+    return sorted(current, key=lambda record: record.slide_id)
 
 
 def open_embeddings(
