@@ -1,9 +1,11 @@
 """`train-teacher` on Ray Train: one of two workers killed mid-epoch costs the steps since a checkpoint."""
 
+import json
 import os
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from cellmill_training.teacher.job import TrainTeacherSettings
 from cellmill_training.teacher.recipe import network_config
 
 NUM_STEPS, DIES_AFTER, CHECKPOINT_EVERY = 8, 5, 2
+LAST_CHECKPOINT = DIES_AFTER // CHECKPOINT_EVERY * CHECKPOINT_EVERY
 
 
 def _dying_worker() -> Callable[[dict[str, Any]], None]:
@@ -30,11 +33,19 @@ def _dying_worker() -> Callable[[dict[str, Any]], None]:
     A closure: it travels by value, because workers of the session do not find this module.
     """
 
+    def step_rays_checkpoint_is_of(out: Path) -> float:
+        """Step of the last checkpoint that Ray would give a worker; 0 where it has none yet."""
+        with suppress(OSError, ValueError, TypeError):  # not there, half written, or of no checkpoint
+            snapshot = json.loads((out / "train" / "checkpoint_manager_snapshot.json").read_text())
+            return snapshot["latest_checkpoint_result"]["metrics"]["step"]
+        return 0
+
     def train(config: dict[str, Any]) -> None:
         from cellmill_training import loop
         from cellmill_training.teacher import job
 
-        folder, (rank, _) = Path(config["out"]).parent, rank_and_world()
+        out, (rank, _) = Path(config["out"]), rank_and_world()
+        folder = out.parent
         average = loop._average  # pyright: ignore[reportPrivateUsage]
 
         def watched(state: Any, settings: Any) -> None:
@@ -44,7 +55,10 @@ def _dying_worker() -> Callable[[dict[str, Any]], None]:
                     file.write(f"{state.step}\n")
             elif state.step == DIES_AFTER and not (folder / "died").exists():
                 (folder / "died").touch()
-                time.sleep(15)  # Ray takes in the checkpoint of a moment ago; one still on its way would not count
+                # Ray takes in the checkpoint of a moment ago; one still on its way would not count.
+                deadline = time.monotonic() + 60
+                while step_rays_checkpoint_is_of(out) != LAST_CHECKPOINT and time.monotonic() < deadline:
+                    time.sleep(0.2)
                 os.kill(os.getpid(), signal.SIGKILL)
 
         loop._average = watched  # pyright: ignore[reportPrivateUsage]
@@ -80,9 +94,8 @@ def test_a_killed_worker_costs_the_steps_since_its_last_checkpoint(tmp_path: Pat
     fit(_dying_worker(), asdict(settings), out=out, plan=settings.plan)
 
     assert (tmp_path / "died").exists()
-    last_checkpoint = DIES_AFTER // CHECKPOINT_EVERY * CHECKPOINT_EVERY
     steps = [int(line) for line in (tmp_path / "steps.txt").read_text().split()]
-    again = list(range(last_checkpoint + 1, NUM_STEPS + 1))
+    again = list(range(LAST_CHECKPOINT + 1, NUM_STEPS + 1))
     # The first worker is level with the second, or a step behind, when Ray ends it too.
     assert steps in ([*range(1, DIES_AFTER + 1), *again], [*range(1, DIES_AFTER), *again])
     assert [line["step"] for line in read_history(out / "history.jsonl")][-1] == NUM_STEPS

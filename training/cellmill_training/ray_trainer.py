@@ -109,6 +109,11 @@ def fit(
     """
     # Ray Train gives a group of workers 60 s to start, which importing torch alone takes on a busy laptop.
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")
+    if not joins_cluster():
+        # Ray takes in one report of each worker a look, every 2 s: short runs would mostly wait for that.
+        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
+        # A process beside every group of workers that asks whether a cloud takes the machine away.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     import ray.train
     from ray.train.torch import TorchTrainer
 
