@@ -23,12 +23,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-from rich.console import Console
 
-from benchmarks.harness import Row, Spread
+from benchmarks.harness import Row, Silence, Spread
 from cellmill.cohort.config import SegmentCohortConfig
 from cellmill.cohort.engine import serial_engine
-from cellmill.cohort.progress import PlainProgress
 from cellmill.cohort.run import run_cohort
 from cellmill.cohort.sources import NetworkModel
 from cellmill.grid import SlideGrid
@@ -103,7 +101,7 @@ def real_cells(folder: Path) -> tuple[str, pa.Table, SlideGrid, Ontology]:
     run_cohort(
         config,
         NetworkModel(load_model(config.model)),
-        progress=PlainProgress(Console(quiet=True)),
+        progress=Silence(),
         engine=serial_engine,
     )
     status = CellSet(folder / "out").status("real")

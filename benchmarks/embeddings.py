@@ -1,6 +1,6 @@
 """What embeddings cost: seconds beside those of segmentation, bytes a cell, and seconds of a refit.
 
-    python benchmarks/embeddings.py --slides DATA/slides/CMU-1-Small-Region.svs DATA/slides/HE_example.ome.tif
+    python -m benchmarks.embeddings --slides DATA/slides/CMU-1-Small-Region.svs DATA/slides/HE_example.ome.tif
 
 Everything runs in this process, one thread, twice; the second turn counts, for the first compiles kernels. Seconds of
 CPU of this process are given beside the wall's, because other work on the machine slows only the latter. Labels of the
@@ -15,27 +15,14 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.harness import Silence
 from cellmill.cohort.config import SegmentCohortConfig
 from cellmill.cohort.engine import serial_engine
-from cellmill.cohort.progress import RunTotals
 from cellmill.cohort.run import run_cohort
 from cellmill.embedding.run import embed_cohort, serial_slides
 from cellmill.embedding.sources import NetworkEmbeddings
 from cellmill.models.loading import load_model
 from cellmill_training.refit.fitting import cross_validate, fit_head
-
-
-class Quiet:
-    """Shows nothing of a run."""
-
-    def update(self, totals: RunTotals) -> None:
-        pass
-
-    def say(self, text: str) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
 
 
 def timed(work: Callable[[], object]) -> tuple[float, float]:
@@ -57,7 +44,7 @@ def main() -> None:
             reports = []
             segment = timed(
                 lambda config=config, reports=reports: reports.append(
-                    run_cohort(config, model, progress=Quiet(), engine=serial_engine)
+                    run_cohort(config, model, progress=Silence(), engine=serial_engine)
                 )
             )
             embed = timed(lambda config=config: embed_cohort(config, model, engine=serial_slides))

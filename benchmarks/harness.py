@@ -17,7 +17,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-__all__ = ["NUM_REPEATS", "Rival", "Row", "Spread", "compare", "print_table", "timed", "write_results"]
+__all__ = ["NUM_REPEATS", "Rival", "Row", "Silence", "Spread", "compare", "print_table", "timed", "write_results"]
 
 NUM_REPEATS = 5
 RESULTS = Path(__file__).parent / "results"
@@ -116,6 +116,16 @@ class Rival:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class Silence:
+    """The progress of a cohort run, shown to nobody: a console costs time per slide even where it prints nothing."""
+
+    def update(self, totals: object) -> None: ...
+
+    def say(self, text: str) -> None: ...
+
+    def close(self) -> None: ...
 
 
 def machine() -> dict[str, str | int]:

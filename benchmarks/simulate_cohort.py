@@ -24,6 +24,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from benchmarks.harness import Silence
 from cellmill.cohort.committing import CommitResult, SlideCommit
 from cellmill.cohort.config import SegmentCohortConfig
 from cellmill.cohort.context import RunContext
@@ -31,7 +32,6 @@ from cellmill.cohort.engine import Engine, slide_rows
 from cellmill.cohort.manifest import SlideSource, list_sources
 from cellmill.cohort.pipeline import quieten
 from cellmill.cohort.plan import SlidePlan, plan_fields
-from cellmill.cohort.progress import RunTotals
 from cellmill.cohort.rows import Row
 from cellmill.cohort.run import run_cohort
 from cellmill.cohort.session import ray_session
@@ -200,17 +200,6 @@ class InstantCommits:
     def poll(self) -> list[CommitResult]:
         results, self._results = self._results, []
         return results
-
-
-class Silence:
-    def update(self, totals: RunTotals) -> None:
-        pass
-
-    def say(self, text: str) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
 
 
 def drive(place: Path, *, num_slides: int, each: int) -> dict[str, Any]:
