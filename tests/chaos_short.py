@@ -1,9 +1,10 @@
 """The short form of the chaos suite on a Ray cluster, a process of its own: one cohort under fire, one poisoned.
 
 In: a file to write. Out: what happened, as JSON. First a cohort on one node: a second node joins while it runs, a
-worker dies in the middle of a write, the first node is taken away, a commit dies. Then slides that crash their reader,
-hang it, eat memory or end their worker, beside good ones, as a GPU pool: two workers of half a GPU each, on a node that
-declares one (nothing here needs a real one).
+worker dies in the middle of a write, the first node is taken away (so far tiles are slow, so that a busy machine has
+time to start the node), a commit dies. Then slides that crash their reader, hang it, eat memory or end their worker,
+beside good ones, as a GPU pool: two workers of half a GPU each, on a node that declares one (nothing here needs a real
+one).
 """
 
 import json
@@ -19,6 +20,7 @@ from typing import Any
 
 from chaos_checks import assert_as_quiet, lasting_objects
 from chaos_cluster import leaks
+from chaos_faults import HURRY
 from chaos_ray import SETTINGS, Cohort, Driver, Range, Shooter, shooting_range
 from cohort_helpers import run
 from oracle import OracleModel
@@ -53,6 +55,7 @@ def under_fire(place: Range) -> dict[str, Any]:
     shooter.shoot("worker killed before its write", driver)
     place.nodes.kill(first)
     cohort.happened["node killed"] += 1
+    (cohort.folder / "fuses" / HURRY).touch()
     shooter.shoot("commit killed", driver)
     assert driver.wait(WAIT_SECONDS), driver.said()
     num_drivers = 1

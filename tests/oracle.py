@@ -92,6 +92,8 @@ class OracleModel:
 
     folder: Path
     seconds_per_tile: float = 0.0
+    hurry: Path | None = None
+    """Tiles take no time once this file is there."""
     name: str = "oracle"
     digest: str = "oracle-1"
     version: str = ""
@@ -126,7 +128,8 @@ class OracleSource:
 
         from cellmill.models.inference import TileMaps
 
-        time.sleep(self._model.seconds_per_tile * len(tile_indices))
+        if self._model.hurry is None or not self._model.hurry.exists():
+            time.sleep(self._model.seconds_per_tile * len(tile_indices))
         if slide_id not in self._maps:
             self._maps[slide_id] = oracle_maps(load_truth(self._model.folder, slide_id), len(self._model.ontology))
         flow, prob = self._maps[slide_id]
