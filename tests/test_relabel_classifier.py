@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from training_helpers import fit_killed_once
 
 from cellmill_schemas.ontology import get_ontology
+from cellmill_training.checkpoints import load_state, save_state
 from cellmill_training.loop import LossIsNotFiniteError
 from cellmill_training.relabel import learning
 from cellmill_training.relabel.cells import (
@@ -29,7 +30,7 @@ from cellmill_training.relabel.classifier import (
     predict,
     save_classifier,
 )
-from cellmill_training.relabel.fitting import FitConfig, FitState, LabelledCrops, fit_classifier, load_state, save_state
+from cellmill_training.relabel.fitting import FitConfig, FitState, LabelledCrops, fit_classifier
 from cellmill_training.relabel.learning import ClassifierFolder, LearnConfig, learning_rows
 
 _CONFIG = ClassifierConfig(class_names=("a", "b"), encoder="test_resnet")

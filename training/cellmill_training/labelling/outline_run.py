@@ -3,16 +3,11 @@
 import logging
 from pathlib import Path
 
+from cellmill_training.checkpoints import load_state, save_state
 from cellmill_training.datasets.store import LabelledDataset
 from cellmill_training.labelling.outline_network import OutlineConfig, save_outliner
 from cellmill_training.labelling.outline_patches import training_patches
-from cellmill_training.labelling.outline_training import (
-    OutlineFit,
-    OutlineState,
-    fit_outliner,
-    load_state,
-    save_state,
-)
+from cellmill_training.labelling.outline_training import OutlineFit, OutlineState, fit_outliner
 
 __all__ = ["train_outliner"]
 

@@ -9,8 +9,7 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,11 +17,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from cellmill_training.checkpoints import copied_weights
 from cellmill_training.labelling.outline_network import OutlineConfig, OutlineNetwork
 from cellmill_training.labelling.outline_patches import TrainingPatches
 from cellmill_training.loop import LossIsNotFiniteError
 
-__all__ = ["OutlineFit", "OutlineState", "dice", "fit_outliner", "load_state", "outline_loss", "save_state"]
+__all__ = ["OutlineFit", "OutlineState", "dice", "fit_outliner", "outline_loss"]
 
 logger = logging.getLogger(__name__)
 
@@ -61,31 +61,7 @@ class OutlineState:
         torch.manual_seed(fit.seed)
         network = OutlineNetwork(config)
         optimizer = torch.optim.AdamW(network.parameters(), lr=fit.learning_rate, weight_decay=1e-4)
-        return OutlineState(network, optimizer, {k: v.detach().clone() for k, v in network.state_dict().items()})
-
-
-def save_state(state: OutlineState, path: Path) -> None:
-    """Write a checkpoint whole or not at all."""
-    partial = path.with_suffix(".partial")
-    document = {
-        "network": state.network.state_dict(),
-        "optimizer": state.optimizer.state_dict(),
-        "best": state.best,
-        "best_dice": state.best_dice,
-        "epoch": state.epoch,
-        "history": state.history,
-    }
-    torch.save(document, partial)
-    partial.replace(path)
-
-
-def load_state(state: OutlineState, path: Path) -> None:
-    """Continue from a checkpoint that `save_state` wrote; only tensors and plain values are read."""
-    document = cast(dict[str, Any], torch.load(path, map_location="cpu", weights_only=True))
-    state.network.load_state_dict(document["network"])
-    state.optimizer.load_state_dict(document["optimizer"])
-    state.best, state.best_dice = document["best"], float(document["best_dice"])
-    state.epoch, state.history = int(document["epoch"]), list(document["history"])
+        return OutlineState(network, optimizer, copied_weights(network))
 
 
 def outline_loss(logits: Tensor, masks: Tensor, others: Tensor) -> Tensor:
@@ -147,7 +123,7 @@ def fit_outliner(
         logger.info("epoch %d: loss %.4f, validation Dice %.4f", state.epoch, total / steps, score)
         if score > state.best_dice:
             state.best_dice = score
-            state.best = {name: value.detach().clone() for name, value in state.network.state_dict().items()}
+            state.best = copied_weights(state.network)
         if on_epoch:
             on_epoch(state)
 

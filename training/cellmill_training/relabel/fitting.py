@@ -10,8 +10,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,11 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cellmill_training.checkpoints import copied_weights
 from cellmill_training.loop import LossIsNotFiniteError
 from cellmill_training.relabel.augmenting import AugmentConfig, augmented
 from cellmill_training.relabel.classifier import CellClassifier, ClassifierConfig, predict
 
-__all__ = ["FitConfig", "FitState", "LabelledCrops", "fit_classifier", "load_state", "save_state"]
+__all__ = ["FitConfig", "FitState", "LabelledCrops", "fit_classifier"]
 
 logger = logging.getLogger(__name__)
 
@@ -103,33 +103,7 @@ class FitState:
         optimizer = torch.optim.AdamW(
             network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
-        return FitState(network, optimizer, {k: v.detach().clone() for k, v in network.state_dict().items()})
-
-
-def save_state(state: FitState, path: Path) -> None:
-    """Write a checkpoint whole or not at all."""
-    partial = path.with_suffix(".partial")
-    document = {
-        "network": state.network.state_dict(),
-        "optimizer": state.optimizer.state_dict(),
-        "best": state.best,
-        "best_accuracy": state.best_accuracy,
-        "step": state.step,
-        "loss_sum": state.loss_sum,
-        "history": state.history,
-    }
-    torch.save(document, partial)
-    partial.replace(path)
-
-
-def load_state(state: FitState, path: Path) -> None:
-    """Continue from a checkpoint that `save_state` wrote; only tensors and plain values are read."""
-    document = cast(dict[str, Any], torch.load(path, map_location="cpu", weights_only=True))
-    state.network.load_state_dict(document["network"])
-    state.optimizer.load_state_dict(document["optimizer"])
-    state.best = document["best"]
-    state.best_accuracy, state.step = float(document["best_accuracy"]), int(document["step"])
-    state.loss_sum, state.history = float(document["loss_sum"]), list(document["history"])
+        return FitState(network, optimizer, copied_weights(network))
 
 
 def fit_classifier(
@@ -241,5 +215,5 @@ def _end_epoch(state: FitState, validation: LabelledCrops, steps_an_epoch: int, 
     state.history.append(entry)
     if entry["validation_accuracy"] > state.best_accuracy:
         state.best_accuracy = entry["validation_accuracy"]
-        state.best = {name: value.detach().clone() for name, value in state.network.state_dict().items()}
+        state.best = copied_weights(state.network)
     logger.info("epoch %d: %s", len(state.history), ", ".join(f"{k} {v:.4f}" for k, v in entry.items()))

@@ -22,6 +22,7 @@ import numpy as np
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from cellmill_training.checkpoints import load_state, save_state
 from cellmill_training.datasets.splitting import Split
 from cellmill_training.ray_trainer import Device, WorkerPlan, fit, rank_and_world
 from cellmill_training.relabel.cells import CellIndex, Rows, balanced_rows, split_rows
@@ -34,14 +35,7 @@ from cellmill_training.relabel.classifier import (
     save_classifier,
 )
 from cellmill_training.relabel.cutting import ImageReader, open_crops, write_crops
-from cellmill_training.relabel.fitting import (
-    FitConfig,
-    FitState,
-    LabelledCrops,
-    fit_classifier,
-    load_state,
-    save_state,
-)
+from cellmill_training.relabel.fitting import FitConfig, FitState, LabelledCrops, fit_classifier
 from cellmill_training.supervised.on_ray import join_workers
 
 __all__ = ["ClassifierFolder", "LearnConfig", "learn_classifier", "learning_rows"]
