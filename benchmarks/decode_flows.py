@@ -10,6 +10,7 @@ from cellpose import dynamics
 from benchmarks.harness import Row, compare, timed
 from cellmill.instances.flow_decoder import FlowDecoder, FlowDecoderConfig
 from cellmill.instances.maps import FLOW_SCALE, PROB_SCALE, DenseMaps
+from cellmill.instances.mask_limits import MaskLimits
 from cellmill.instances.testing import MapNoise, crowded_nuclei, draw_maps
 from cellmill.metrics.matching import match_instances
 
@@ -25,7 +26,7 @@ def measure() -> list[Row]:
     decoder = FlowDecoder(
         FlowDecoderConfig(
             mpp=MPP,
-            flow_error_max=CELLPOSE["flow_threshold"],
+            limits=MaskLimits(flow_error_max=CELLPOSE["flow_threshold"]),
             min_area_um2=CELLPOSE["min_size"] * MPP**2,
         )
     )

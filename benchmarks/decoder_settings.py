@@ -1,4 +1,4 @@
-"""At which flow error a network's masks are best kept, and what is then found where there is no nucleus.
+"""With which limits a network's masks are best kept, and what is then found where there is no nucleus.
 
     python benchmarks/decoder_settings.py --data DATA --model lite
 
@@ -15,6 +15,7 @@ import torch
 
 from cellmill.instances.flow_decoder import FlowDecoder, FlowDecoderConfig
 from cellmill.instances.maps import DenseMaps
+from cellmill.instances.mask_limits import MaskLimits
 from cellmill.metrics import quality
 from cellmill.models.loading import LoadedModel, load_model
 from cellmill_training.evaluation.evaluating import evaluate_model
@@ -23,7 +24,8 @@ from cellmill_training.evaluation.references import open_references
 from cellmill_training.samples import BACKGROUND_BIT, TissueSample, nearest_labels, resampled
 from cellmill_training.sources.slides import empty_areas, read_slides
 
-FLOW_ERRORS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0, 3.0)
+FLOW_ERRORS = (0.4, 0.6, 0.8, 1.0)
+DETECTION_PROBS = (0.0, 0.65, 0.7, 0.725, 0.75, 0.775, 0.8)
 
 
 class SweptPredictor(CellPredictor):
@@ -70,10 +72,10 @@ def main() -> None:
     areas = empty_areas(read_slides(arguments.data / "slides"))
     surroundings = [resampled(area.image, mpp=area.mpp, target_mpp=mpp) for area in areas]
     empty = [_emptiness(area, image.shape[:2]) for area, image in zip(areas, surroundings, strict=True)]
-    print("| flow error | set | PQ | DQ | found | invented | missed | in empty areas |")
-    print("|---|---|---|---|---|---|---|---|")
-    for limit in FLOW_ERRORS:
-        predictor.decoder = FlowDecoder(FlowDecoderConfig(mpp=mpp, flow_error_max=limit))
+    print("| flow error to | detection prob from | set | PQ | DQ | found | invented | missed | in empty areas |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for limits in (MaskLimits(error, prob) for error in FLOW_ERRORS for prob in DETECTION_PROBS):
+        predictor.decoder = FlowDecoder(FlowDecoderConfig(mpp=mpp, limits=limits))
         evaluation = evaluate_model(predictor, references)
         found_there = [predictor.predict(image).labels for image in surroundings]
         invented_there = sum(_num_inside(labels, place) for labels, place in zip(found_there, empty, strict=True))
@@ -81,7 +83,8 @@ def main() -> None:
             counts = evaluation.tally(source, evaluation.readings(source)[-1]).panoptic.sum(axis=0)
             found, invented, missed = (int(count) for count in counts[:3])
             pq, dq = quality.panoptic_quality(counts), quality.detection_quality(counts)
-            print(f"| {limit} | {source} | {pq:.3f} | {dq:.3f} | {found} | {invented} | {missed} | {invented_there} |")
+            tried = f"{limits.flow_error_max} | {limits.detection_prob_min}"
+            print(f"| {tried} | {source} | {pq:.3f} | {dq:.3f} | {found} | {invented} | {missed} | {invented_there} |")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import numpy as np
 import tifffile
 
 from cellmill.grid import TileGeometry
+from cellmill.instances.mask_limits import MaskLimits
 from cellmill_schemas.ontology import Ontology, get_ontology
 
 GEOMETRY = TileGeometry(tile_px=192, margin_px=32)
@@ -101,6 +102,7 @@ class OracleModel:
     geometry: TileGeometry = GEOMETRY
     target_mpp: float = 0.5
     decoder: str = "flows"
+    mask_limits: MaskLimits = field(default_factory=MaskLimits)
 
     def backend(self, device: str) -> str:
         return "oracle"

@@ -10,12 +10,14 @@ from window_contract import Scene, assert_window_agrees, make_scene
 from cellmill.instances.decoder import Decoder
 from cellmill.instances.flow_decoder import FlowDecoder, FlowDecoderConfig
 from cellmill.instances.maps import DenseMaps, quantise_flow, quantise_prob
+from cellmill.instances.mask_limits import MaskLimits
 from cellmill.instances.testing import MapNoise, crowded_nuclei, draw_maps, matched_fraction
 
 
 def _decoder(**changes: float) -> FlowDecoder:
-    # Cellpose's usual settings: 15 px, a flow error of 0.4.
-    return FlowDecoder(FlowDecoderConfig(mpp=0.5, **{"min_area_um2": 3.75, "flow_error_max": 0.4, **changes}))
+    limits = {name: changes.pop(name) for name in ("flow_error_max", "detection_prob_min") if name in changes}
+    changes = {"min_area_um2": 3.75, **changes}  # 15 px, as Cellpose
+    return FlowDecoder(FlowDecoderConfig(mpp=0.5, limits=MaskLimits(**limits), **changes))
 
 
 def _padded(maps: DenseMaps, by: int) -> DenseMaps:
@@ -66,7 +68,7 @@ def test_cells_do_not_depend_on_the_window(scene: Scene, data: st.DataObject) ->
 
 def test_scenes_have_what_they_are_for(scene: Scene) -> None:
     assert len(scene.whole) > 20
-    if scene.decoder.config.flow_error_max > 1:  # the wild ones
+    if scene.decoder.config.limits.flow_error_max > 1:  # the wild ones
         assert scene.whole.exceeds_reach.any()
 
 
@@ -159,6 +161,22 @@ def test_areas_out_of_bounds_are_dropped() -> None:
     assert areas.min() >= low
     assert areas.max() <= high
     assert len(kept) == ((all_areas >= low) & (all_areas <= high)).sum()
+
+
+def test_masks_the_network_is_not_sure_of_are_dropped_and_no_others() -> None:
+    labels = crowded_nuclei(300, 300, num_nuclei=50, seed=4)
+    maps = draw_maps(labels, num_classes=1, seed=0, noise=MapNoise())
+    paler = np.random.default_rng(1).uniform(0.55, 1.0, labels.max() + 1)
+    foreground = (255 - maps.prob[0].astype(float)) * paler[labels]
+    maps = DenseMaps(maps.flow, np.stack([255 - foreground, foreground]).round().astype(np.uint8), maps.origin_px)
+    all_cells = _decoder().decode(maps).labels
+    mean = np.bincount(all_cells.ravel(), weights=255.0 - maps.prob[0].ravel())[1:] / np.bincount(all_cells.ravel())[1:]
+    kept = _decoder(detection_prob_min=0.75).decode(maps).labels
+    sure = np.flatnonzero(mean > 0.76 * 255) + 1
+    unsure = np.flatnonzero(mean < 0.74 * 255) + 1
+    assert min(len(sure), len(unsure)) > 8
+    np.testing.assert_array_equal((kept > 0)[np.isin(all_cells, sure)], True)
+    np.testing.assert_array_equal((kept > 0)[np.isin(all_cells, unsure)], False)
 
 
 @pytest.mark.parametrize("foreground", [0.0, 1.0])

@@ -8,6 +8,7 @@ from cellmill.instances.decoder import Instances
 from cellmill.instances.device_decoder import DeviceFlowDecoder
 from cellmill.instances.flow_decoder import FlowDecoder, FlowDecoderConfig
 from cellmill.instances.maps import FLOW_SCALE, DenseMaps
+from cellmill.instances.mask_limits import MaskLimits
 from cellmill.instances.testing import MapNoise, crowded_nuclei, draw_maps
 
 CONFIG = FlowDecoderConfig(mpp=0.5)
@@ -48,7 +49,7 @@ def test_maps_without_sense_decode_alike(num_steps: int) -> None:
     flow = np.clip(smooth[:2] * FLOW_SCALE, -32767, 32767).astype(np.int16)
     background = np.clip(128 + 60 * smooth[2] + random.normal(size=(160, 128)) * 20, 0, 255).astype(np.uint8)
     maps = DenseMaps(flow=flow, prob=np.stack([background, 255 - background]), origin_px=(-7, 1000))
-    config = FlowDecoderConfig(mpp=0.5, num_steps=num_steps, flow_error_max=10.0, min_area_um2=0.3)
+    config = FlowDecoderConfig(mpp=0.5, num_steps=num_steps, limits=MaskLimits(flow_error_max=10.0), min_area_um2=0.3)
     ours, theirs = _both(maps, config)
     _assert_equal(ours, theirs)
     if num_steps > 1:
@@ -64,7 +65,9 @@ def test_paths_that_go_round_end_where_their_last_step_ends() -> None:
     prob[0] = np.where(length < 20, 0, 255)
     maps = DenseMaps(flow=(flow * FLOW_SCALE).astype(np.int16), prob=prob, origin_px=(0, 0))
     for num_steps in (197, 198, 199, 200):
-        _assert_equal(*_both(maps, FlowDecoderConfig(mpp=0.5, num_steps=num_steps, flow_error_max=10.0)))
+        _assert_equal(
+            *_both(maps, FlowDecoderConfig(mpp=0.5, num_steps=num_steps, limits=MaskLimits(flow_error_max=10.0)))
+        )
 
 
 def test_class_sums_are_those_of_the_final_cells() -> None:
@@ -77,6 +80,17 @@ def test_class_sums_are_those_of_the_final_cells() -> None:
     assert np.array_equal(classes.sums, np.stack(expected))
     assert classes.box == maps.box
     assert len(instances) > 30
+
+
+def test_masks_that_are_not_sure_enough_are_dropped_alike() -> None:
+    maps = draw_maps(crowded_nuclei(300, 260, num_nuclei=60, seed=6), seed=6, num_classes=3, noise=MapNoise())
+    all_cells = FlowDecoder(CONFIG).decode(maps)
+    sizes = np.bincount(all_cells.labels.ravel())
+    mean = np.bincount(all_cells.labels.ravel(), weights=255.0 - maps.prob[0].ravel())[1:] / sizes[1:] / 255
+    middle = MaskLimits(detection_prob_min=float(np.median(mean)))
+    ours, theirs = _both(maps, FlowDecoderConfig(mpp=0.5, limits=middle))
+    _assert_equal(ours, theirs)
+    assert 0.3 * len(all_cells) < len(ours) < 0.7 * len(all_cells)
 
 
 @pytest.mark.parametrize("value", [0, 255], ids=["all foreground", "no foreground"])

@@ -8,6 +8,7 @@ import pytest
 import torch
 from tiny_models import tiny_config
 
+from cellmill.instances.mask_limits import MaskLimits
 from cellmill.models.config import ModelConfig, builtin_config
 from cellmill.models.loading import ModelNotFoundError, load_model, packaged_models, save_model
 from cellmill.models.networks import build_model, count_parameters
@@ -44,7 +45,9 @@ def test_a_tiles_maps_do_not_depend_on_its_batch() -> None:
 
 
 def test_a_config_survives_json() -> None:
-    for config in (builtin_config("lite"), builtin_config("student", ontology=get_ontology("puma10"))):
+    lite = builtin_config("lite")
+    unsure = replace(lite, mask_limits=MaskLimits(flow_error_max=0.8, detection_prob_min=0.75))
+    for config in (lite, unsure, builtin_config("student", ontology=get_ontology("puma10"))):
         assert ModelConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
 
 
@@ -55,6 +58,8 @@ def test_a_config_survives_json() -> None:
         ({"target_mpp": 0.0}, "target_mpp"),
         ({"decoder_channels": [8]}, "decoder_channels"),
         ({"architecture": "unet"}, "architecture"),
+        ({"mask_limits": {"flow_error_max": 0.8}}, "detection_prob_min"),
+        ({"mask_limits": {"flow_error_max": 0.8, "detection_prob_min": 1.0}}, "detection_prob_min"),
     ],
 )
 def test_a_bad_config_says_what_is_wrong(change: dict[str, object], says: str) -> None:

@@ -122,7 +122,7 @@ def pseudo_labelled(
     """
     shown = resampled(image, mpp=mpp, target_mpp=target_mpp)
     maps = averaged_maps(network, shown, scales=config.scales)
-    labels = decoded(maps, mpp=target_mpp).labels
+    labels = decoded(maps, network.config).labels
     prob = maps.prob.astype(np.float32) / 255.0
     foreground = 1.0 - prob[0]
     bits, sure = _judged(labels, prob, foreground, config)

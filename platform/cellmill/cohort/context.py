@@ -98,7 +98,7 @@ def make_context(
         ValueError: when the tissue file cannot be read.
     """
     target_mpp = config.target_mpp or model.target_mpp
-    decoder = make_decoder(model.decoder, mpp=target_mpp)
+    decoder = make_decoder(model.decoder, mpp=target_mpp, limits=model.mask_limits)
     tissue = config.tissue if config.tissue in ("auto", "none") else Path(config.tissue).absolute()
     settings: dict[str, Any] = {
         "target_mpp": target_mpp,

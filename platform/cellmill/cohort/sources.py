@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cellmill.grid import TileGeometry
+from cellmill.instances.mask_limits import MaskLimits
 from cellmill.models.registry import is_registry_uri
 from cellmill_schemas.ontology import Ontology
 
@@ -84,6 +85,11 @@ class CohortModel(Protocol):
         """Which decoder turns its maps into instances."""
         ...
 
+    @property
+    def mask_limits(self) -> MaskLimits:
+        """What that decoder takes for a cell."""
+        ...
+
     def backend(self, device: "DeviceKind") -> str:
         """What will run it there: part of what fixes results to the last digit."""
         ...
@@ -137,6 +143,11 @@ class NetworkModel:
     def decoder(self) -> "DecoderKind":
         """Which decoder turns its maps into instances."""
         return self.loaded.config.decoder
+
+    @property
+    def mask_limits(self) -> MaskLimits:
+        """What that decoder takes for a cell."""
+        return self.loaded.config.mask_limits
 
     def backend(self, device: "DeviceKind") -> str:
         """As `cellmill.models.inference` names it."""

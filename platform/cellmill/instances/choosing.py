@@ -8,6 +8,7 @@ from cellmill.instances.decoder import Decoder, Instances
 from cellmill.instances.flow_decoder import FlowDecoder, FlowDecoderConfig
 from cellmill.instances.hv_decoder import HvDecoder, HvDecoderConfig
 from cellmill.instances.maps import ClassMaps, ClassSums
+from cellmill.instances.mask_limits import MaskLimits
 
 __all__ = ["decode_where_made", "make_decoder"]
 
@@ -15,10 +16,10 @@ _FINE_MPP = 0.35
 """Below, HoVer-Net's settings for 0.25 um/px; from there on CellViT's for 0.5."""
 
 
-def make_decoder(family: Literal["flows", "hv"], *, mpp: float) -> FlowDecoder | HvDecoder:
-    """Decodes maps of `family` at `mpp` um per px."""
+def make_decoder(family: Literal["flows", "hv"], *, mpp: float, limits: MaskLimits) -> FlowDecoder | HvDecoder:
+    """Decodes maps of `family` at `mpp` um per px; `limits` are those of flows."""
     if family == "flows":
-        return FlowDecoder(FlowDecoderConfig(mpp=mpp))
+        return FlowDecoder(FlowDecoderConfig(mpp=mpp, limits=limits))
     if mpp < _FINE_MPP:
         return HvDecoder(HvDecoderConfig(mpp=mpp))
     return HvDecoder(HvDecoderConfig(mpp=mpp, sobel_px=11, min_marker_px=3))

@@ -75,10 +75,20 @@ class DeviceFlowDecoder:
         sinks = _find_sinks(counts)  # (m,)
         labels = _label(ends, counts, sinks)  # (n,)
         labels = _largest_parts(labels, pixels, foreground, len(sinks))
-        return self._finish(labels, packed[:, pixels], foreground, sinks, origin_px)
+        sums = torch.zeros(len(sinks) + 1, dtype=torch.int64, device=labels.device)
+        sums.index_add_(0, labels.clamp(min=0), background.reshape(-1)[pixels].long())
+        sums[0] = 0
+        return self._finish(labels, packed[:, pixels], foreground, sums, sinks, origin_px=origin_px)
 
     def _finish(
-        self, labels: Tensor, flow: Tensor, foreground: Tensor, sinks: Tensor, origin_px: tuple[int, int]
+        self,
+        labels: Tensor,
+        flow: Tensor,
+        foreground: Tensor,
+        background_sums: Tensor,
+        sinks: Tensor,
+        *,
+        origin_px: tuple[int, int],
     ) -> Instances:
         inside = foreground.cpu().numpy()
         dense_labels = np.zeros(inside.shape, np.int32)
@@ -88,6 +98,7 @@ class DeviceFlowDecoder:
         return finish_masks(
             dense_labels,
             dense_flow,
+            background_sums.cpu().numpy(),
             sinks.to(torch.int32).cpu().numpy(),
             config=self.config,
             origin_px=origin_px,

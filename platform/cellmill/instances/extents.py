@@ -7,7 +7,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-__all__ = ["EXCEEDED", "label_extents"]
+__all__ = ["EXCEEDED", "label_extents", "sums_by_label"]
 
 EXCEEDED = -1
 """In place of a path's end, and of the label of the pixel it left from: the path went beyond its reach."""
@@ -43,3 +43,15 @@ def label_extents(labels: NDArray[np.int32], num_labels: int) -> tuple[NDArray[n
                 if x + 1 < width:
                     sums[max(labels[y, x + 1], 0), 3] = 1
     return boxes, sums
+
+
+@njit(cache=True, nogil=True)
+def sums_by_label(labels: NDArray[np.int32], values: NDArray[np.uint8], num_labels: int) -> NDArray[np.int64]:
+    """Sum of `values` (H, W) over the pixels of each label (n + 1,)."""
+    height, width = labels.shape
+    sums = np.zeros(num_labels + 1, np.int64)
+    for y in range(height):
+        for x in range(width):
+            if labels[y, x] > 0:
+                sums[labels[y, x]] += values[y, x]
+    return sums

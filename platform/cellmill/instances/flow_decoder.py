@@ -13,13 +13,13 @@ cells whose sink is within R + 5 of it, an anchor is a cell's pixel, and a cell 
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from cellmill.instances.decoder import Instances
-from cellmill.instances.extents import label_extents
+from cellmill.instances.extents import label_extents, sums_by_label
 from cellmill.instances.flow_kernels import (
     count_ends,
     find_sinks,
@@ -31,6 +31,7 @@ from cellmill.instances.flow_kernels import (
 )
 from cellmill.instances.maps import FLOW_SCALE, PROB_SCALE, DenseMaps
 from cellmill.instances.mask_kernels import fill_holes, judge_masks, number_by_anchor
+from cellmill.instances.mask_limits import MaskLimits
 
 __all__ = ["FlowDecoder", "FlowDecoderConfig", "background_limit", "finish_masks"]
 
@@ -47,9 +48,8 @@ class FlowDecoderConfig:
     """A pixel whose probability of not being background is above this takes part."""
     num_steps: int = 200
     """Steps of a path."""
-    flow_error_max: float = 0.8
-    """Masks whose own flow differs from the predicted flow by more (mean square) are dropped. Cellpose's 0.4 suits its
-    own large networks; of those trained here it drops true nuclei (docs/models/training.md has the figures)."""
+    limits: MaskLimits = field(default_factory=MaskLimits)
+    """What a mask must meet to stand."""
     min_area_um2: float = 5.0
     max_area_um2: float = 1500.0
     """Cells smaller or larger, holes filled, are dropped."""
@@ -112,7 +112,8 @@ class FlowDecoder:
         label_by_sink(ends, labels, sinks)
         keep_largest_component(background, limit, len(sinks), ends)
         paint_labels(background, limit, ends, labels)
-        return finish_masks(labels, flow, sinks, config=config, origin_px=maps.origin_px)
+        sums = sums_by_label(labels, background, len(sinks))
+        return finish_masks(labels, flow, sums, sinks, config=config, origin_px=maps.origin_px)
 
 
 def background_limit(config: FlowDecoderConfig) -> int:
@@ -123,6 +124,7 @@ def background_limit(config: FlowDecoderConfig) -> int:
 def finish_masks(
     labels: npt.NDArray[np.int32],
     flow: npt.NDArray[np.int16],
+    background_sums: npt.NDArray[np.int64],
     sinks: npt.NDArray[np.int32],
     *,
     config: FlowDecoderConfig,
@@ -133,12 +135,15 @@ def finish_masks(
     Args:
         labels: (H, W), pixels of sink k as k + 1, -1 where a path was cut short; numbered anew in place.
         flow: (2, H, W) as in `DenseMaps`; looked at inside masks only.
+        background_sums: (m + 1,) of the background over the pixels of each label.
         sinks: flat pixel index of each sink.
         config: what stands.
         origin_px: absolute (x, y) of the window's first pixel.
     """
     pixel_um2 = config.mpp**2
     boxes, sums = label_extents(labels, len(sinks))
+    sure = background_sums <= PROB_SCALE * (1 - config.limits.detection_prob_min) * sums[:, 0]
+    sums[~sure, 0] = 0  # as if they had no pixels
     stands, holed = judge_masks(
         labels,
         flow,
@@ -147,7 +152,7 @@ def finish_masks(
         sums,
         math.ceil(config.min_area_um2 / pixel_um2 - 1e-9),
         math.floor(config.max_area_um2 / pixel_um2 + 1e-9),
-        config.flow_error_max,
+        config.limits.flow_error_max,
     )
     fill_holes(labels, boxes, stands, holed)
     anchors, former = number_by_anchor(labels, boxes, stands, sinks)

@@ -8,9 +8,10 @@ equal weights give equal cells.
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, cast, get_args
 
+from cellmill.instances.mask_limits import MaskLimits
 from cellmill.models.vit_encoders import KNOWN_ENCODERS, VitEncoder, known_encoder
 from cellmill_schemas.ontology import Ontology, get_ontology
 
@@ -61,6 +62,8 @@ class ModelConfig:
     """Divides what is left."""
     vit: VitEncoder | None = None
     """The vision transformer of `teacher` and `cellvit`; None for the others."""
+    mask_limits: MaskLimits = field(default_factory=MaskLimits)
+    """What the flows decoder takes for a cell."""
 
     def __post_init__(self) -> None:
         if self.architecture not in get_args(Architecture):
@@ -135,7 +138,11 @@ class ModelConfig:
             "pixel_std_rgb": list(self.pixel_std_rgb),
         }
         # Left out where there is none: digests of models without one stay what they were.
-        return document if self.vit is None else document | {"vit": self.vit.to_json()}
+        if self.vit is not None:
+            document["vit"] = self.vit.to_json()
+        if self.mask_limits != MaskLimits():
+            document["mask_limits"] = asdict(self.mask_limits)
+        return document
 
     def canonical_bytes(self) -> bytes:
         """The bytes a model digest is taken over: sorted keys, no spaces."""
@@ -163,6 +170,9 @@ class ModelConfig:
                 pixel_mean_rgb=_triple(document["pixel_mean_rgb"]),
                 pixel_std_rgb=_triple(document["pixel_std_rgb"]),
                 vit=VitEncoder.from_json(document["vit"]) if "vit" in document else None,
+                mask_limits=MaskLimits.from_json(document["mask_limits"])
+                if "mask_limits" in document
+                else MaskLimits(),
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"A model config lacks or misuses a field: {error!r}.") from error

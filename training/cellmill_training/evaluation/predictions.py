@@ -17,8 +17,10 @@ import torch
 from cellmill.grid import TileGeometry
 from cellmill.instances.choosing import make_decoder
 from cellmill.instances.decoder import Decoder, Instances
+from cellmill.instances.flow_decoder import FlowDecoder
+from cellmill.instances.hv_decoder import HvDecoder
 from cellmill.instances.maps import ClassMaps, DenseMaps, HvMaps, quantise_flow, quantise_prob
-from cellmill.models.config import FLOW_CHANNELS
+from cellmill.models.config import FLOW_CHANNELS, ModelConfig
 from cellmill.models.inference import DeviceKind, Segmenter
 from cellmill.models.loading import LoadedModel
 from cellmill.models.networks import CellNetwork
@@ -60,7 +62,7 @@ class CellPredictor:
     def predict(self, image: npt.NDArray[np.uint8]) -> PredictedCells:
         """Cells of an image (H, W, 3) at the model's `target_mpp`."""
         maps = predicted_maps(self._network, image) if self._network is not None else self._tiled_maps(image)
-        labels = decoded(maps, mpp=self.model.config.target_mpp).labels
+        labels = decoded(maps, self.model.config).labels
         return PredictedCells(labels, voted_types(labels, maps))
 
     def _tiled_maps(self, image: npt.NDArray[np.uint8]) -> DenseMaps | HvMaps:
@@ -69,7 +71,7 @@ class CellPredictor:
         found = self._segmenter.predict(tiles)
         vectors = _joined(found.vectors, columns, image.shape[:2])
         prob = _joined(found.prob, columns, image.shape[:2])
-        return make_decoder(self.model.config.decoder, mpp=self.model.config.target_mpp).maps(vectors, prob, (0, 0))
+        return _decoder(self.model.config).maps(vectors, prob, (0, 0))
 
 
 def tiles_of(image: npt.NDArray[np.uint8], geometry: TileGeometry) -> tuple[npt.NDArray[np.uint8], int]:
@@ -104,10 +106,13 @@ def predicted_maps(network: CellNetwork, image: npt.NDArray[np.uint8]) -> DenseM
     return DenseMaps(flow, quantise_prob(prob.numpy()), (0, 0))
 
 
-def decoded(maps: DenseMaps | HvMaps, *, mpp: float) -> Instances:
-    """Instances with the usual settings of the decoder that the maps are for."""
-    decoder = cast("Decoder[Any]", make_decoder("hv" if isinstance(maps, HvMaps) else "flows", mpp=mpp))
-    return decoder.decode(maps)
+def decoded(maps: DenseMaps | HvMaps, config: ModelConfig) -> Instances:
+    """Instances as a run of the model finds them in these maps of its own."""
+    return cast("Decoder[Any]", _decoder(config)).decode(maps)
+
+
+def _decoder(config: ModelConfig) -> FlowDecoder | HvDecoder:
+    return make_decoder(config.decoder, mpp=config.target_mpp, limits=config.mask_limits)
 
 
 def voted_types(labels: npt.NDArray[np.int32], maps: ClassMaps) -> npt.NDArray[np.float64]:

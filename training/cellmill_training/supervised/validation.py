@@ -13,10 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from cellmill.instances.decoder import Instances
-from cellmill.instances.flow_decoder import FlowDecoder, FlowDecoderConfig
-from cellmill.instances.hv_decoder import HvDecoder, HvDecoderConfig
-from cellmill.instances.maps import ClassMaps, DenseMaps, HvMaps, quantise_flow, quantise_hv, quantise_prob
+from cellmill.instances.maps import DenseMaps, HvMaps, quantise_flow, quantise_hv, quantise_prob
 from cellmill.metrics import quality
 from cellmill.metrics.tally import ImageTally, stacked, tally_image, without_unknown
 from cellmill.models.config import ModelConfig
@@ -26,6 +23,7 @@ from cellmill_schemas.ontology import OntologyMapping
 from cellmill_training.datasets.mapping import mapped
 from cellmill_training.datasets.store import LabelledDataset
 from cellmill_training.datasets.training_samples import labels_of
+from cellmill_training.evaluation.predictions import decoded, voted_types
 from cellmill_training.samples import nearest_labels, resampled
 
 __all__ = ["Example", "Validation", "class_maps", "decoded_cells", "figures_of"]
@@ -77,30 +75,8 @@ def decoded_cells(
     maps: DenseMaps | HvMaps, config: ModelConfig
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float64]]:
     """Labels (H, W), and type probabilities (n + 1, C) by the vote of each cell's pixels."""
-    labels = _decode(maps, config).labels
-    return labels, _votes(labels, maps)
-
-
-def _decode(maps: DenseMaps | HvMaps, config: ModelConfig) -> Instances:
-    if isinstance(maps, DenseMaps):
-        return FlowDecoder(FlowDecoderConfig(mpp=config.target_mpp)).decode(maps)
-    coarse = config.target_mpp > 0.35
-    settings = HvDecoderConfig(mpp=config.target_mpp)
-    if coarse:
-        settings = HvDecoderConfig(mpp=config.target_mpp, sobel_px=11, min_marker_px=3)
-    return HvDecoder(settings).decode(maps)
-
-
-def _votes(labels: npt.NDArray[np.int32], maps: ClassMaps) -> npt.NDArray[np.float64]:
-    size = int(labels.max(initial=0)) + 1
-    sums = np.stack(
-        [
-            np.bincount(labels.ravel(), weights=plane.ravel().astype(np.float64), minlength=size)
-            for plane in maps.prob[1:]
-        ],
-        axis=1,
-    )  # (n + 1, C)
-    return sums / np.maximum(sums.sum(axis=1, keepdims=True), 1e-9)
+    labels = decoded(maps, config).labels
+    return labels, voted_types(labels, maps)
 
 
 class Validation:
