@@ -2,8 +2,9 @@
 
     python benchmarks/decoder_settings.py --data DATA --model lite
 
-Validation images only, on which settings may be chosen. The areas without nuclei (`sources/slides.py`) were trained on
-as such, so that they compare settings and nothing else.
+DATA is the folder of local sets, or any labelled data set in the model's classes. Only its validation images are looked at,
+on which settings may be chosen, and areas without nuclei where the folder has them (`sources/slides.py`); these were trained
+on as such, so that they compare settings and nothing else.
 """
 
 import argparse
@@ -79,7 +80,7 @@ def main() -> None:
         evaluation = evaluate_model(predictor, references)
         found_there = [predictor.predict(image).labels for image in surroundings]
         invented_there = sum(_num_inside(labels, place) for labels, place in zip(found_there, empty, strict=True))
-        for source in evaluation.sources[1:]:
+        for source in evaluation.sources:
             counts = evaluation.tally(source, evaluation.readings(source)[-1]).panoptic.sum(axis=0)
             found, invented, missed = (int(count) for count in counts[:3])
             pq, dq = quality.panoptic_quality(counts), quality.detection_quality(counts)
