@@ -13,7 +13,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from cellmill.slides.errors import SlideError, SlideNotFoundError
 from cellmill.staging import download
-from cellmill.staging.cache import CacheFullError, SlideCache
+from cellmill.staging.cache import CacheFullError, SlideCache, node_cache
 from cellmill.staging.remote import describe_remote
 
 CONTENT = bytes(range(256)) * 4000  # about a megabyte
@@ -32,6 +32,13 @@ def remote() -> MemoryFileSystem:
 @pytest.fixture
 def cache(tmp_path: Path) -> SlideCache:
     return SlideCache(tmp_path / "cache", max_bytes=2_200_000)  # two slides and no more
+
+
+def test_a_nodes_cache_is_where_and_as_large_as_settings_say_or_this_users_own(tmp_path: Path) -> None:
+    assert node_cache(str(tmp_path), gib=1.5) == SlideCache(tmp_path, max_bytes=3 << 29)
+    assert node_cache() == node_cache("", gib=0.0)
+    assert node_cache().max_bytes == 0
+    assert str(os.getuid()) in node_cache().folder.name
 
 
 def copies(cache: SlideCache) -> int:
