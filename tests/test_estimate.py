@@ -298,7 +298,7 @@ def test_the_start_of_ray_is_in_the_estimate(tmp_path: Path) -> None:
     """On so small a slide it is most of what there is."""
     from cellmill.synthetic.cohort import SyntheticCohortConfig, make_synthetic_cohort
 
-    make_synthetic_cohort(SyntheticCohortConfig(out=str(tmp_path), num_slides=1, width_mm=1.5, height_mm=1.5, seed=5))
+    make_synthetic_cohort(SyntheticCohortConfig(out=str(tmp_path), num_slides=1, width_mm=0.8, height_mm=0.8, seed=5))
     settings = ["--slides", str(tmp_path / "slides"), "--num-workers", "2", "--threads-per-worker", "1"]
     jobs = Path(__file__).resolve().parents[1] / "jobs"
     told = str(tmp_path / "estimate.json")
