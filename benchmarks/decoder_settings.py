@@ -2,9 +2,9 @@
 
     python benchmarks/decoder_settings.py --data DATA --model lite
 
-DATA is the folder of local sets, or any labelled data set in the model's classes. Only its validation images are
-looked at, on which settings may be chosen, and areas without nuclei where the folder has them (sources/slides.py); these
-were trained on as such, so that they compare settings and nothing else.
+DATA is the folder of local sets, or any labelled data set in the model's classes. Only validation images are looked
+at, on which settings may be chosen, and areas without nuclei where the folder has them (sources/slides.py): these were
+trained on as such, so that they compare settings and nothing else.
 """
 
 import argparse
