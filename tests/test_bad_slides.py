@@ -54,7 +54,7 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Sl
         str(manifest),
     ]
     report = run(
-        slides, out, reader="bad_readers:open_badly", reader_timeout_seconds=15, reader_memory_gib=0.5, max_attempts=2
+        slides, out, reader="bad_readers:open_badly", reader_timeout_seconds=8, reader_memory_gib=0.5, max_attempts=2
     )
     return out, by_id(report)
 
@@ -78,7 +78,7 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Sl
         ("crashes_at_open", "failed", ["failed 2 times", "SIGSEGV", "--max-attempts"]),
         ("crashes_at_read", "failed", ["failed 2 times", "SIGSEGV", "reading level 0"]),
         ("eats_memory", "failed", ["failed 2 times", "more than the 512 MiB allowed"]),
-        ("hangs", "failed", ["failed 2 times", "no answer in 15 s"]),
+        ("hangs", "failed", ["failed 2 times", "no answer in 8 s"]),
     ],
 )
 def test_each_slide_ends_with_its_status_and_reason(
