@@ -13,7 +13,9 @@ from relabel_helpers import dotted_dataset, dotted_image
 
 from cellmill_schemas.ontology import get_ontology
 from cellmill_training.datasets.labelled_image import LabelOrigin
+from cellmill_training.relabel import recipe
 from cellmill_training.relabel.classifier import CellClassifier, ClassifierConfig, LoadedClassifier
+from cellmill_training.relabel.crops import CropConfig
 from cellmill_training.relabel.demo import recoveries
 from cellmill_training.relabel.job import RelabelSettings, main, run_relabelling
 from cellmill_training.relabel.relabelling import (
@@ -32,6 +34,7 @@ from cellmill_training.relabel.synthetic_pair import (
 
 # Ray copies its own data context attribute by attribute and warns about some of them.
 ray_warnings = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+pytestmark = pytest.mark.timeout(1200)  # the run that most tests look at: a minute or two where nothing else runs
 
 _IMMUNE = ("lymphocyte", "macrophage", "neutrophil")
 _GLANDULAR = ("neoplastic", "epithelial")
@@ -132,28 +135,44 @@ class Run:
     new: pl.DataFrame
 
 
+# The demonstration in a fraction of its time: fewer images, coarser, and crops of half the side with an encoder
+# made for those.
+_EPOCHS, _NUM_IMAGES = 5, 64
+_FIT = dataclasses.replace(recipe.SMALL.learn.fit, epochs=_EPOCHS, batch_size=16, learning_rate=1e-3)
+_QUICK = dataclasses.replace(
+    recipe.SMALL,
+    crop=CropConfig(side_px=32),
+    learn=dataclasses.replace(recipe.SMALL.learn, encoder="rccnet", fit=_FIT),
+)
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("relabel")
-    pair = write_synthetic_pair(folder, num_images=12)
+    pair = write_synthetic_pair(folder, num_images=_NUM_IMAGES, mpp=0.35)
     settings = RelabelSettings(
         datasets=tuple(str(folder / name) for name in (LIKE_PANNUKE, LIKE_MONUSAC)),
         out=str(folder / "out"),
         recipe="small",
-        epochs=2,
         device="cpu",
         num_workers=0,
         cpus_per_worker=1,
     )
-    result = run_relabelling(settings)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recipe, "SMALL", _QUICK)
+        result = run_relabelling(settings)
     return Run(pair, result, folder / "out", pl.read_parquet(folder / "out" / "new_labels.parquet"))
 
 
+@pytest.mark.slow
 @ray_warnings
-def test_area_and_stain_alone_do_not_tell_merged_types(run: Run) -> None:
-    for found in recoveries(run.result, run.pair):
-        assert found.plain.natural.value < 0.75, found
-        assert found.plain.balanced.value < 0.75, found
+def test_nine_of_ten_merged_cells_get_their_true_type_back_which_area_and_stain_alone_do_not_tell(run: Run) -> None:
+    found = recoveries(run.result, run.pair)
+    right = sum(int(np.trace(one.found.confusion)) for one in found)
+    assert right / len(run.result.new_labels) > 0.9
+    for one in found:
+        assert min(one.found.natural.value, one.found.balanced.value) > 0.88, one
+        assert max(one.plain.natural.value, one.plain.balanced.value) < 0.75, one
 
 
 @ray_warnings
@@ -190,7 +209,7 @@ def test_counts_before_and_after_add_up(run: Run) -> None:
 @ray_warnings
 def test_no_test_image_of_the_refined_data_set_has_taught_a_classifier(run: Run) -> None:
     images = pl.read_parquet(run.out / "images.parquet")
-    assert images.height == len(run.result.refined) == 24
+    assert images.height == len(run.result.refined) == 2 * _NUM_IMAGES
     taught = images.filter((pl.col("trained").list.len() > 0) | (pl.col("validated").list.len() > 0))
     assert set(taught["split"].to_list()) == {"train", "validation"}
     assert images.filter(pl.col("trained").list.len() > 0)["split"].unique().to_list() == ["train"]
@@ -227,7 +246,7 @@ def test_figures_and_report_are_in_mlflow(run: Run) -> None:
     (tracked,) = client.search_runs([experiment.experiment_id])
     for one in run.result.learned:
         assert tracked.data.metrics[f"{one.fine}/test/natural_accuracy"] == pytest.approx(one.test.natural.value)
-        assert len(client.get_metric_history(tracked.info.run_id, f"{one.fine}/validation_accuracy")) == 2
+        assert len(client.get_metric_history(tracked.info.run_id, f"{one.fine}/validation_accuracy")) == _EPOCHS
     assert "report.html" in {file.path for file in client.list_artifacts(tracked.info.run_id)}
 
 
