@@ -4,10 +4,11 @@ Consumes samples and textures held in memory, produces endless batches of arrays
 without workers repeats exactly.
 """
 
-import queue
-import threading
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 
 import cv2
 import numpy as np
@@ -179,32 +180,13 @@ def batches(source: CropSource, *, batch_size: int, seed: int, prefetch: int = 0
 
 def prefetched(made: Iterator[Batch], depth: int) -> Iterator[Batch]:
     """The same batches, made up to `depth` ahead by a thread."""
-    waiting: queue.Queue[Batch | BaseException] = queue.Queue(depth)
-    stopped = threading.Event()
-
-    def fill() -> None:
-        cv2.setNumThreads(1)
-        while not stopped.is_set():
-            try:
-                item: Batch | BaseException = next(made)
-            except BaseException as error:  # noqa: BLE001 - handed to the consumer, who raises it
-                item = error
-            while not stopped.is_set():
-                try:
-                    waiting.put(item, timeout=0.5)
-                    break
-                except queue.Full:
-                    continue
-            if isinstance(item, BaseException):
-                return
-
-    thread = threading.Thread(target=fill, name="crops", daemon=True)
-    thread.start()
-    try:
-        while True:
-            item = waiting.get()
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        stopped.set()
+    # A pool, because the interpreter waits for its threads: one inside OpenCV or torch at the end aborts the process.
+    with ThreadPoolExecutor(1, thread_name_prefix="crops", initializer=partial(cv2.setNumThreads, 1)) as pool:
+        waiting = deque(pool.submit(next, made) for _ in range(depth))
+        try:
+            while True:
+                batch = waiting.popleft().result()
+                waiting.append(pool.submit(next, made))
+                yield batch
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
