@@ -8,19 +8,19 @@ trained on as such, so that they compare settings and nothing else.
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from cellmill.instances.flow_decoder import FlowDecoder, FlowDecoderConfig
 from cellmill.instances.maps import DenseMaps
 from cellmill.instances.mask_limits import MaskLimits
 from cellmill.metrics import quality
 from cellmill.models.loading import LoadedModel, load_model
 from cellmill_training.evaluation.evaluating import evaluate_model
-from cellmill_training.evaluation.predictions import CellPredictor, PredictedCells, predicted_maps, voted_types
+from cellmill_training.evaluation.predictions import CellPredictor, PredictedCells, decoded, predicted_maps, voted_types
 from cellmill_training.evaluation.references import open_references
 from cellmill_training.samples import BACKGROUND_BIT, TissueSample, nearest_labels, resampled
 from cellmill_training.sources.slides import empty_areas, read_slides
@@ -30,21 +30,20 @@ DETECTION_PROBS = (0.0, 0.65, 0.7, 0.725, 0.75, 0.775, 0.8)
 
 
 class SweptPredictor(CellPredictor):
-    """Decodes with settings of one's own; an image that comes again is not predicted again."""
+    """An image that comes again is decoded with the limits of the time, and not predicted again."""
 
     def __init__(self, model: LoadedModel) -> None:
-        super().__init__(model)
-        self.network = model.build()
-        self.decoder = FlowDecoder(FlowDecoderConfig(mpp=model.config.target_mpp))
+        self.model = model
+        self._built = model.build()
         self._maps: dict[bytes, DenseMaps] = {}
 
     def predict(self, image: npt.NDArray[np.uint8]) -> PredictedCells:
         """Cells of an image at the model's scale."""
         key = image.tobytes()
         if key not in self._maps:
-            self._maps[key] = predicted_maps(self.network, image)
+            self._maps[key] = predicted_maps(self._built, image)
         maps = self._maps[key]
-        labels = self.decoder.decode(maps).labels
+        labels = decoded(maps, self.model.config).labels
         return PredictedCells(labels, voted_types(labels, maps))
 
 
@@ -76,7 +75,7 @@ def main() -> None:
     print("| flow error to | detection prob from | set | PQ | DQ | found | invented | missed | in empty areas |")
     print("|---|---|---|---|---|---|---|---|---|")
     for limits in (MaskLimits(error, prob) for error in FLOW_ERRORS for prob in DETECTION_PROBS):
-        predictor.decoder = FlowDecoder(FlowDecoderConfig(mpp=mpp, limits=limits))
+        predictor.model = replace(model, config=replace(model.config, mask_limits=limits))
         evaluation = evaluate_model(predictor, references)
         found_there = [predictor.predict(image).labels for image in surroundings]
         invented_there = sum(_num_inside(labels, place) for labels, place in zip(found_there, empty, strict=True))
