@@ -107,7 +107,6 @@ def pseudo_labelled(
     name: str,
     config: PseudoLabelConfig,
     hints: TissueSample | None = None,
-    target_mpp: float = 0.5,
 ) -> TissueSample:
     """One image with the labels the network is sure of.
 
@@ -118,9 +117,8 @@ def pseudo_labelled(
         name: of the sample.
         config: thresholds.
         hints: what a person has said of the same image; it overrules the network wherever it says something.
-        target_mpp: scale the network was trained for.
     """
-    shown = resampled(image, mpp=mpp, target_mpp=target_mpp)
+    shown = resampled(image, mpp=mpp, target_mpp=network.config.target_mpp)
     maps = averaged_maps(network, shown, scales=config.scales)
     labels = decoded(maps, network.config).labels
     prob = maps.prob.astype(np.float32) / 255.0
